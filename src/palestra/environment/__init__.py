@@ -1,0 +1,1 @@
+"""Wing 1, the world: sandboxes, agents, grading, episodes and the server in front of them."""

@@ -1,0 +1,1 @@
+"""What works on a task inside a sandbox."""

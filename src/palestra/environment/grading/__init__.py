@@ -1,0 +1,1 @@
+"""Hidden tests in a pristine sandbox, and the verdict they give."""

@@ -1,0 +1,1 @@
+"""Isolated machine-like places in which an agent's commands run."""

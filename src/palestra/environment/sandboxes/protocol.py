@@ -1,0 +1,122 @@
+"""What every sandbox backend gives: a machine-like place in which commands run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from palestra.records import Task, TaskFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxLimits:
+    """What one sandbox may use; hitting a limit is reported as what it is."""
+
+    memory_bytes: int = 4 << 30
+    num_pids: int = 512
+    disk_bytes: int = 8 << 30
+    cpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What to start: an image (or the host's userland), a directory, an environment.
+
+    ``files`` are laid into ``workdir`` as a git repository with one commit, for
+    tasks that carry their repository in the row.
+    """
+
+    image: str
+    workdir: str
+    files: tuple[TaskFile, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    limits: SandboxLimits = SandboxLimits()
+    network: bool = False
+
+    @classmethod
+    def for_task(cls, task: Task, limits: SandboxLimits, env: Mapping[str, str]) -> SandboxSpec:
+        """The sandbox that ``task`` asks for."""
+        return cls(image=task.image, workdir=task.workdir, files=task.files, env=env, limits=limits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What one command did.
+
+    ``output`` is stdout and stderr merged in order, decoded as UTF-8 with
+    replacement, held to a head and a tail; ``elided_bytes`` were dropped between.
+    ``exit_code`` is -1 when the command timed out. ``limit`` names a sandbox
+    limit (memory, pids, disk) that the command hit, where that is known.
+    """
+
+    output: str
+    exit_code: int
+    timed_out: bool = False
+    elided_bytes: int = 0
+    limit: str | None = None
+    duration_s: float = 0.0
+
+
+class Sandbox(Protocol):
+    """One live sandbox. Every method raises ``SandboxDied`` once it is gone."""
+
+    @property
+    def sandbox_id(self) -> str:
+        """Short unique id; what clean-up goes by."""
+        ...
+
+    @property
+    def workdir(self) -> str:
+        """Absolute directory in which commands start."""
+        ...
+
+    async def run(
+        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+    ) -> CommandResult:
+        """Run ``command`` with bash in a fresh subshell of ``workdir``, stdin at EOF.
+
+        On time-out the whole process tree of the command is killed, the sandbox
+        stays usable and the partial output is returned.
+        """
+        ...
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Write ``data`` to the absolute ``path``, creating parent directories."""
+        ...
+
+    async def read_file(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """The bytes of the absolute ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such regular file.
+            ValueError: it is larger than ``max_bytes``.
+        """
+        ...
+
+
+class SandboxBackend(Protocol):
+    """Starts sandboxes of one kind."""
+
+    @property
+    def name(self) -> str:
+        """``bubblewrap``, ``docker`` or ``podman``."""
+        ...
+
+    async def check(self) -> None:
+        """Prove by a trial start that sandboxes work on this machine.
+
+        Raises:
+            SandboxUnavailable: they do not; says why and what to do.
+        """
+        ...
+
+    def start(self, spec: SandboxSpec) -> AbstractAsyncContextManager[Sandbox]:
+        """Start a sandbox; leaving the context removes everything it made.
+
+        Raises (on entry):
+            ImageError: ``spec.image`` is unknown or broken.
+            SandboxStartError: it did not come up.
+        """
+        ...

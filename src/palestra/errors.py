@@ -1,0 +1,138 @@
+"""One exception per boundary, so that each failure is named once, where it happens.
+
+::
+
+    PalestraError
+    ├─ UsageError                 the user can mend it: said in one line, exit code 2
+    │  ├─ ConfigError             a recipe or an option is wrong
+    │  ├─ TaskError               a task file or row cannot be used
+    │  ├─ MissingExtra            an optional dependency is not installed
+    │  └─ HostError               port taken, disk full, no permission
+    ├─ InfraError                 nobody's policy is to blame: never a reward of 0
+    │  ├─ SandboxError
+    │  │  ├─ SandboxUnavailable   this machine cannot run the backend at all
+    │  │  ├─ ImageError           the task's image is unknown or broken
+    │  │  ├─ SandboxStartError    it did not come up
+    │  │  └─ SandboxDied          it went away in the middle of a command
+    │  ├─ ModelUnavailable        the policy endpoint cannot be reached or is broken
+    │  ├─ GradingError            the grader itself failed (not the agent's patch)
+    │  │  └─ GradingTimeout
+    │  ├─ EnvironmentUnavailable  the environment server cannot be reached or misbehaves
+    │  ├─ GatewayError            the gateway cannot be reached or lost a session
+    │  └─ EngineError             the sampling engine failed
+    ├─ ContextOverflow            the conversation no longer fits the model: ends an episode
+    └─ CheckpointError            a checkpoint cannot be written or read
+"""
+
+from __future__ import annotations
+
+
+class PalestraError(Exception):
+    """Base of every error we raise on purpose.
+
+    Args:
+        message: what was wrong and where.
+        hint: what to do about it, when that is known.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(PalestraError):
+    """The user can mend this; the command line prints it as one line."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A recipe, an override or an option is wrong."""
+
+
+class TaskError(UsageError):
+    """A task file, source or row cannot be used; names the file and the row."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is needed and not installed."""
+
+    @classmethod
+    def named(cls, extra: str, *, needed_for: str, module: str) -> MissingExtra:
+        """Build the error for ``extra`` whose absence showed as a missing ``module``."""
+        return cls(
+            f"{needed_for} needs the package {module!r}, which is not installed",
+            hint=f"pip install 'palestra[{extra}]'",
+        )
+
+
+class HostError(UsageError):
+    """The machine refused: a port taken, a disk full, no permission."""
+
+
+class InfraError(PalestraError):
+    """Infrastructure trouble: retried or dropped, never rewarded with 0."""
+
+
+class SandboxError(InfraError):
+    """A sandbox could not do its duty."""
+
+
+class SandboxUnavailable(SandboxError):
+    """This machine cannot run the sandbox backend at all."""
+
+    exit_code = 2
+
+
+class ImageError(SandboxError):
+    """The task's image is unknown, incomplete or cannot be unpacked."""
+
+
+class SandboxStartError(SandboxError):
+    """The sandbox did not come up."""
+
+
+class SandboxDied(SandboxError):
+    """The sandbox went away while a command was running or before it."""
+
+
+class ModelUnavailable(InfraError):
+    """The policy endpoint cannot be reached or answers nonsense."""
+
+
+class GradingError(InfraError):
+    """The grader failed for reasons that are not the agent's."""
+
+
+class GradingTimeout(GradingError):
+    """The hidden tests did not finish in time; keeps the partial log."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.log = log
+
+
+class EnvironmentUnavailable(InfraError):
+    """The environment server cannot be reached or broke its protocol."""
+
+
+class GatewayError(InfraError):
+    """The gateway cannot be reached or does not know the session."""
+
+
+class EngineError(InfraError):
+    """The sampling engine failed."""
+
+
+class ContextOverflow(PalestraError):
+    """The conversation no longer fits the model's context or the session's token budget."""
+
+
+class CheckpointError(PalestraError):
+    """A checkpoint cannot be written, read or trusted."""

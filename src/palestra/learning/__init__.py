@@ -1,0 +1,1 @@
+"""Wing 3, learning: rollouts, losses, the trainer."""

@@ -1,0 +1,1 @@
+"""Clients of environment and gateway, the scheduler, groups and filters."""

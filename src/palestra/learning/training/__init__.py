@@ -1,0 +1,1 @@
+"""Advantages, losses, batching, the trainer and its checkpoints."""

@@ -1,0 +1,1 @@
+"""Wing 2, the policy: engines that sample tokens and the gateway in front of them."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible front of the engine: sessions, rendering, ledger."""

@@ -1,0 +1,1 @@
+"""Task sources and converters; part of the ground floor."""
