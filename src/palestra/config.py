@@ -32,7 +32,7 @@ class TasksSection(Section):
 
     train: str = Field(
         "katas:train?seed=0&n=256",
-        description="Task source: a JSONL file of Miles prompt data or rows, or katas:SPLIT?seed=&n=&level=.",
+        description="Tasks: a JSONL file of prompt data or rows, or katas:SPLIT?seed=&n=&level=.",
     )
     heldout: str | None = Field(
         None, description="Task source of the held-out evaluation; none: no evaluation."
@@ -59,6 +59,9 @@ class EnvironmentSection(Section):
     url: str | None = Field(
         None,
         description="Environment server to use; none: $SWE_AGENT_GYM_URL, else one is started.",
+    )
+    allow_hosts: tuple[str, ...] = Field(
+        (), description="Extra hosts that a request may name as its policy endpoint."
     )
     token: str | None = Field(None, description="Token that the environment server wants.")
     concurrency: int = Field(16, gt=0, description="Episodes at once in one server.")

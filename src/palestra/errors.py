@@ -26,6 +26,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class PalestraError(Exception):
     """Base of every error we raise on purpose.
@@ -74,6 +76,24 @@ class MissingExtra(UsageError):
 
 class HostError(UsageError):
     """The machine refused: a port taken, a disk full, no permission."""
+
+    @classmethod
+    def from_os(cls, error: OSError, *, doing: str) -> HostError:
+        """Say in one line what could not be done and what to do about ``error``."""
+        what, hint = _OS_REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+        where = f" ({error.filename})" if error.filename else ""
+        return cls(f"{doing}{where}: {what}", hint=hint)
+
+
+_OS_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space or choose another folder"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder"),
+    errno.EACCES: ("no permission", "choose a folder that you may write"),
+    errno.EPERM: ("no permission", "choose a folder that you may write"),
+    errno.EROFS: ("the file system is read-only", "choose a folder that you may write"),
+    errno.EADDRINUSE: ("the port is taken", "choose another, or 0 for any free one"),
+    errno.EADDRNOTAVAIL: ("this machine has no such address", "127.0.0.1 always works"),
+}
 
 
 class InfraError(PalestraError):

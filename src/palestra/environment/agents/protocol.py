@@ -55,7 +55,7 @@ class Agent(Protocol):
 
     @property
     def name(self) -> str:
-        """``mini``, ``gold``, ``noop``, …"""
+        """``mini``, ``gold``, ``noop`` or another."""
         ...
 
     @property

@@ -1,0 +1,59 @@
+"""``palestra``: the commands, and the one place that turns errors into a line and a code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import palestra
+from palestra.cli import data, evaluate, images, serve, train
+from palestra.cli.terminal import say_error
+from palestra.errors import HostError, PalestraError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+app = typer.Typer(
+    name="palestra",
+    help="Train coding agents with reinforcement learning on real software-engineering tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train", epilog=train.epilog())(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("serve")(serve.serve)
+app.add_typer(data.app, name="data")
+app.add_typer(images.app, name="images")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"palestra {palestra.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Run a command; known trouble is one line on stderr and an exit code that is not 0."""
+    try:
+        app()
+    except PalestraError as error:
+        say_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        say_error(HostError.from_os(error, doing="the system refused"))
+        sys.exit(HostError.exit_code)
+    sys.exit(0)

@@ -1,0 +1,125 @@
+"""The run directory: where everything of one run lies, and the lock that guards it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from palestra.config import Recipe, load_recipe
+from palestra.errors import ConfigError, HostError
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """Paths below ``runs/NAME/``."""
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.root / "recipe.toml"
+
+    @property
+    def events(self) -> Path:
+        """The append-only event log."""
+        return self.root / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def start_model(self) -> Path:
+        """The model that the run starts from, where the recipe asks to make one."""
+        return self.root / "start-model"
+
+    @property
+    def server_log(self) -> Path:
+        """What the environment server printed."""
+        return self.root / "environment.log"
+
+
+def create_run(recipe: Recipe) -> RunDirectory:
+    """Make the directory of a new run and write its resolved recipe.
+
+    Raises:
+        ConfigError: a run of this name exists already.
+        HostError: the directory cannot be made.
+    """
+    run = RunDirectory((recipe.runs / recipe.name).absolute())
+    if run.recipe.exists():
+        raise ConfigError(
+            f"the run {run.root} exists already",
+            hint=f"--resume {run.root} goes on with it; --set name=OTHER starts a new one",
+        )
+    try:
+        run.root.mkdir(parents=True, exist_ok=True)
+        _write_recipe(run.recipe, recipe)
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot make the run directory {run.root}") from error
+    return run
+
+
+def open_run(root: Path, overrides: list[str]) -> tuple[RunDirectory, Recipe]:
+    """Open an existing run to go on with it, overrides laid over its recipe.
+
+    Raises:
+        ConfigError: there is no run, or an override is wrong.
+    """
+    run = RunDirectory(root.absolute())
+    if not run.recipe.exists():
+        raise ConfigError(f"{root} is not a run directory: it has no recipe.toml")
+    recipe = load_recipe(run.recipe, overrides)
+    if overrides:
+        try:
+            _write_recipe(run.recipe, recipe)
+        except OSError as error:
+            raise HostError.from_os(error, doing=f"cannot write {run.recipe}") from error
+    return run, recipe
+
+
+@contextmanager
+def locked(run: RunDirectory) -> Iterator[None]:
+    """Hold the run for this process; the lock dies with it, however it ends.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    try:
+        fd = os.open(run.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot lock {run.root}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise ConfigError(f"another process is working on {run.root}") from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    data = _drop_absent(recipe.model_dump(mode="json"))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(tomli_w.dumps(data), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _drop_absent(data: dict[str, Any]) -> dict[str, Any]:
+    # TOML has no null: an absent key says the same.
+    return {
+        key: _drop_absent(value) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if value is not None
+    }

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from palestra.config import load_recipe, parse_recipe, recipe_keys
+from palestra.errors import ConfigError
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def test_an_unknown_key_names_the_nearest_known_one() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key training.lrr, did you mean lr\?"):
+        parse_recipe({"training": {"lrr": 1.0}})
+
+
+def test_every_wrong_key_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"rollouts.group_size.*training.steps"):
+        parse_recipe({"training": {"steps": -1}, "rollouts": {"group_size": 1}})
+
+
+def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("name = 'a'\n[training]\nsteps = 1\n[training.correction]\nlow = 0.25\n")
+    recipe = load_recipe(
+        path, ["training.steps=7", "name=b", "training.correction.mode=clip", "training.lr=1e-3"]
+    )
+    assert recipe.training.steps == 7
+    assert recipe.name == "b"
+    assert (recipe.training.correction.mode, recipe.training.correction.low) == ("clip", 0.25)
+    assert recipe.training.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("training.steps", "section.key=value"), ("name.x=1", "not a section"), ("=1", "section.key")],
+)
+def test_a_malformed_override_is_explained(tmp_path: Path, override: str, says: str) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("name = 'a'\n")
+    with pytest.raises(ConfigError, match=says):
+        load_recipe(path, [override])
+
+
+def test_a_missing_or_broken_file_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no recipe"):
+        load_recipe(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[training\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_recipe(broken)
+
+
+def test_every_key_has_a_description() -> None:
+    keys = list(recipe_keys())
+    assert {"training.correction.veto", "tasks.train", "seed"} <= {key for key, _, _ in keys}
+    assert not [key for key, _, description in keys if not description]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda p: p.name)
+def test_shipped_recipes_load(path: Path) -> None:
+    assert load_recipe(path).name
+
+
+def test_sections_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no room for a prompt"):
+        parse_recipe({"sampling": {"max_new_tokens": 64}, "model": {"max_context": 64}})
+    with pytest.raises(ConfigError, match="top_p"):
+        parse_recipe({"sampling": {"top_p": 0.9}})
