@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,24 +50,28 @@ class RunDirectory:
 
 
 def create_run(recipe: Recipe) -> RunDirectory:
-    """Make the directory of a new run and write its resolved recipe.
+    """Make the directory of a new run, ``NAME`` or the first free ``NAME-2``, ``NAME-3``, ….
+
+    A run never writes over another; the resolved recipe is written into it.
 
     Raises:
-        ConfigError: a run of this name exists already.
         HostError: the directory cannot be made.
     """
-    run = RunDirectory((recipe.runs / recipe.name).absolute())
-    if run.recipe.exists():
-        raise ConfigError(
-            f"the run {run.root} exists already",
-            hint=f"--resume {run.root} goes on with it; --set name=OTHER starts a new one",
-        )
+    runs = recipe.runs.absolute()
     try:
-        run.root.mkdir(parents=True, exist_ok=True)
-        _write_recipe(run.recipe, recipe)
+        runs.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            root = runs / (recipe.name if number == 1 else f"{recipe.name}-{number}")
+            try:
+                root.mkdir()
+            except FileExistsError:
+                continue
+            run = RunDirectory(root)
+            _write_recipe(run.recipe, recipe.model_copy(update={"name": root.name}))
+            return run
     except OSError as error:
-        raise HostError.from_os(error, doing=f"cannot make the run directory {run.root}") from error
-    return run
+        raise HostError.from_os(error, doing="cannot make the run directory") from error
+    raise AssertionError("count() ends never")
 
 
 def open_run(root: Path, overrides: list[str]) -> tuple[RunDirectory, Recipe]:

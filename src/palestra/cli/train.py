@@ -1,0 +1,63 @@
+"""``palestra train``: a whole run from one recipe."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from palestra.cli.loop import run_cancellable
+from palestra.cli.terminal import say
+from palestra.config import load_recipe, recipe_keys
+from palestra.errors import ConfigError, MissingExtra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def epilog() -> str:
+    """Every key of a recipe with its default and meaning, for ``train --help``."""
+    rows = (f"{key} = {default}: {description}\n\n" for key, default, description in recipe_keys())
+    return "Keys of a recipe, each settable with --set:\n\n" + "".join(rows)
+
+
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a TOML file.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run directory instead of a recipe.")
+    ] = None,
+) -> None:
+    """Train an agent: environment, gateway, engine and trainer from one recipe."""
+    from palestra.run.directory import create_run, locked, open_run
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("give either a recipe or --resume DIR")
+    training = _training()
+    if resume is not None:
+        run, resolved = open_run(resume, overrides or [])
+    else:
+        assert recipe is not None
+        resolved = load_recipe(recipe, overrides or [])
+        run = create_run(resolved)
+    with locked(run):
+        say(f"run {run.root}")
+        summary = run_cancellable(
+            training.train(resolved, run),
+            stopping=f"stopping; --resume {run.root} will go on",
+        )
+    typer.echo(summary)
+
+
+def _training() -> ModuleType:
+    for module in ("torch", "transformers", "renderers", "tokenizers"):
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            raise MissingExtra.named("train", needed_for="training", module=module) from None
+    return importlib.import_module("palestra.run.train")
