@@ -8,8 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-
-import orjson
+from typing import BinaryIO
 
 from palestra.config import EnvironmentSection
 from palestra.errors import EnvironmentUnavailable, HostError
@@ -37,44 +36,51 @@ async def environment_url(section: EnvironmentSection, run: RunDirectory) -> Asy
 
 @asynccontextmanager
 async def _child_server(run: RunDirectory) -> AsyncIterator[str]:
-    ready = run.root / f".server-{os.getpid()}.json"
-    command = (sys.executable, "-m", "palestra", "serve", "--recipe", str(run.recipe))
-    options = ("--port", "0", "--ready-file", str(ready), "--exit-with-parent")
     try:
         log = run.server_log.open("ab")
     except OSError as error:
         raise HostError.from_os(error, doing="cannot write the server's log") from error
-    with log:
-        # The child holds the read end of this pipe: when we go, however we go,
-        # it sees the end of its stdin and stops. Its own session keeps a Ctrl-C
-        # of the terminal from killing it before its episodes are cleaned up.
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            *options,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        yield await _wait_until_ready(process, ready, run.server_log)
-    finally:
-        ready.unlink(missing_ok=True)
-        await _stop(process)
-
-
-async def _wait_until_ready(process: asyncio.subprocess.Process, ready: Path, log: Path) -> str:
-    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while process.returncode is None:
-        if ready.exists():
-            return str(orjson.loads(ready.read_bytes())["url"])
-        if asyncio.get_running_loop().time() > deadline:
-            raise EnvironmentUnavailable(
-                f"the environment server did not come up in {START_TIMEOUT_S:.0f} s",
-                hint=f"its log: {log}",
+    announced, announce = os.pipe()
+    command = (sys.executable, "-m", "palestra", "serve", "--recipe", str(run.recipe))
+    options = ("--port", "0", "--ready-fd", str(announce), "--exit-with-parent")
+    with log, os.fdopen(announced, "rb") as ready:
+        try:
+            # The child holds the read end of its stdin: when we go, however we go,
+            # it sees the end and stops. Its own session keeps a Ctrl-C of the
+            # terminal from killing it before its episodes are cleaned up.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *options,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(announce,),
+                start_new_session=True,
             )
-        await asyncio.sleep(0.02)
-    raise EnvironmentUnavailable(f"the environment server stopped at start: {_last_line(log)}")
+        finally:
+            os.close(announce)
+        try:
+            yield await _announced_url(ready, run.server_log)
+        finally:
+            await _stop(process)
+
+
+async def _announced_url(ready: BinaryIO, log: Path) -> str:
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), ready)
+    try:
+        line = await asyncio.wait_for(reader.readline(), START_TIMEOUT_S)
+    except TimeoutError:
+        raise EnvironmentUnavailable(
+            f"the environment server did not come up in {START_TIMEOUT_S:.0f} s",
+            hint=f"its log: {log}",
+        ) from None
+    finally:
+        transport.close()
+    if not line:
+        raise EnvironmentUnavailable(f"the environment server did not start: {_last_line(log)}")
+    return line.decode().strip()
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
