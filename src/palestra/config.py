@@ -173,11 +173,20 @@ class CorrectionSection(Section):
         1e-4, ge=0, description="A token below this ratio masks its whole sequence; 0: never."
     )
 
+    @model_validator(mode="after")
+    def _ordered(self) -> CorrectionSection:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
 
 class TrainingSection(Section):
     """Optimizer, loss and batching."""
 
     steps: int = Field(100, ge=0, description="Optimizer steps of the whole run.")
+    minibatches: int = Field(
+        1, gt=0, description="Optimizer steps that a batch is cut into; the clip acts from 2."
+    )
     lr: float = Field(1e-6, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
     lr_decay: Literal["constant", "linear", "cosine"] = Field(

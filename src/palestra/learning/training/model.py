@@ -1,0 +1,176 @@
+"""A Hugging Face causal language model as a scorer of ids that can be saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from palestra.config import ModelSection
+from palestra.errors import CheckpointError, ConfigError
+from palestra.learning.training.batching import Microbatch
+from palestra.learning.training.logprobs import TokenLogprobs, token_logprobs
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template*",
+    "generation_config.json",
+)
+
+
+class Policy:
+    """A causal model in evaluation mode: without dropout, as the engine runs it.
+
+    Args:
+        model: a Hugging Face causal language model whose logits are its output
+            embedding applied to its last hidden state.
+
+    Raises:
+        ConfigError: the logits are something else (soft caps, logit scales), which the
+            chunked log-probabilities would miss.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        _check_head(model)
+
+    @classmethod
+    def load(cls, folder: Path, section: ModelSection) -> Policy:
+        """Load the weights of a Hugging Face folder.
+
+        Raises:
+            ConfigError: the folder holds no complete model, or the device is not there.
+        """
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"there is no model in {folder}: it has no config.json")
+        device = choose_device(section.device)
+        try:
+            model = _load(folder, getattr(torch, section.dtype))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise ConfigError(f"cannot load the model in {folder}: {_line(error)}") from error
+        return cls(model.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    def score(self, batch: Microbatch) -> TokenLogprobs:
+        """Score the trained ids of a microbatch at the temperatures they were sampled at."""
+        hidden_BTH = self.model.base_model(
+            input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False
+        ).last_hidden_state
+        head = self.model.get_output_embeddings()
+        return token_logprobs(
+            hidden_BTH.flatten(0, 1)[batch.predictor_N],
+            head,
+            target_ids_N=batch.target_ids_N,
+            temperatures_N=batch.temperatures_N,
+            vocab_size=head.weight.shape[0],
+        )
+
+    def frozen_copy(self) -> Policy:
+        """A copy that takes no gradients."""
+        return Policy(copy.deepcopy(self.model).requires_grad_(False))
+
+    def write(self, folder: Path, *, tokenizer_from: Path) -> None:
+        """Write config.json, model.safetensors and the tokenizer's files into ``folder``.
+
+        Raises:
+            OSError, SafetensorError: the disk does not take them.
+        """
+        with _quietly():
+            # One file, whatever its size: engines then read exactly model.safetensors.
+            self.model.save_pretrained(folder, max_shard_size="100TB")
+        for pattern in _TOKENIZER_FILES:
+            for path in tokenizer_from.glob(pattern):
+                if path.is_file() and not (folder / path.name).exists():
+                    shutil.copyfile(path, folder / path.name)
+
+    def read(self, folder: Path) -> None:
+        """Take over the weights of a folder that :meth:`write` wrote.
+
+        Raises:
+            CheckpointError: they are missing, broken or of another architecture.
+        """
+        try:
+            # Through from_pretrained, since names in the file need not be those in memory.
+            weights = _load(folder, self.model.dtype).state_dict()
+            self.model.load_state_dict(weights, strict=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"cannot read weights from {folder}: {_line(error)}") from error
+
+
+def choose_device(name: str) -> torch.device:
+    """Read ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is CUDA where there is some.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"model.device: {name!r} is not a device") from None
+    if device.type == "cuda" and (not has_cuda or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"model.device: this machine has no {name}", hint="auto always works")
+    return device
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    with _quietly():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    # transformers fills what a file lacks with random numbers and only logs it.
+    wrong = {key: sorted(map(str, info.get(key) or ())) for key in _LOADING_TROUBLE}
+    if any(wrong.values()):
+        raise ValueError("; ".join(f"{key}: {names[:3]}" for key, names in wrong.items() if names))
+    return model
+
+
+_LOADING_TROUBLE = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+def _check_head(model: Any) -> None:
+    ids_BT = torch.tensor([[0, 1]], device=model.device)
+    with torch.no_grad():
+        hidden_BTH = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+        ours_BTV = model.get_output_embeddings()(hidden_BTH).float()
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits.float()
+    if not torch.allclose(ours_BTV, logits_BTV, rtol=1e-3, atol=1e-3):
+        raise ConfigError(
+            f"{type(model).__name__} changes its logits after the output embedding, "
+            "which training does not support"
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    # Progress bars of single loads would run into the run's own display.
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,134 @@
+"""AdamW over float32 master weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from palestra.errors import CheckpointError
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class PolicyOptimizer:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with gradient clipping.
+
+    Weights of lower precision get float32 masters, gradients are summed there: a step of
+    1e-6 is far below what bfloat16 resolves. Float32 weights are their own masters.
+
+    Weight decay spares vectors (norms and biases set scales, not directions) and the
+    input embedding: a batch of RL shows few ids, and decay would shrink the rows of all
+    others step by step with nothing to hold against it.
+
+    Args:
+        model: whose parameters are trained.
+        betas: of AdamW.
+        weight_decay: decoupled, of matrices.
+    """
+
+    def __init__(self, model: Any, *, betas: tuple[float, float], weight_decay: float) -> None:
+        self._weights: dict[str, torch.nn.Parameter] = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
+        self._masters: dict[str, torch.Tensor] = {
+            name: weight if weight.dtype == torch.float32 else _master(weight)
+            for name, weight in self._weights.items()
+        }
+        embedding = model.get_input_embeddings().weight
+        spared = {n for n, w in self._weights.items() if w.ndim < 2 or w is embedding}
+        groups: list[dict[str, Any]] = [
+            {"params": [m for n, m in self._masters.items() if n not in spared]},
+            {"params": [m for n, m in self._masters.items() if n in spared], "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=weight_decay)
+
+    def accumulate(self) -> None:
+        """Add the gradients of the last backward pass to the masters' (call after each)."""
+        for weight, master in self._copies():
+            if weight.grad is not None:
+                gradient = weight.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                weight.grad = None
+
+    def step(self, *, lr: float, max_grad_norm: float) -> float:
+        """Clip, step and forget the gradients; return the norm before clipping.
+
+        A norm that is not finite changes no weight and no moment.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), max_grad_norm))
+        if math.isfinite(norm):
+            for group in self._adamw.param_groups:
+                group["lr"] = lr
+            self._adamw.step()
+            with torch.no_grad():
+                for weight, master in self._copies():
+                    weight.copy_(master)
+        self.forget_gradients()
+        return norm
+
+    def forget_gradients(self) -> None:
+        """Drop every gradient, as after a pass that failed."""
+        for tensor in (*self._weights.values(), *self._masters.values()):
+            tensor.grad = None
+
+    def reset(self) -> None:
+        """Forget all moments and take the model's present weights as masters."""
+        self._adamw.state.clear()
+        with torch.no_grad():
+            for weight, master in self._copies():
+                master.copy_(weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masters and moments by parameter name; hyperparameters are the recipe's."""
+        return {
+            "shapes": {name: list(master.shape) for name, master in self._masters.items()},
+            "masters": {
+                name: master.detach()
+                for name, master in self._masters.items()
+                if master is not self._weights[name]
+            },
+            "moments": {
+                name: {key: self._adamw.state[master][key] for key in _MOMENTS}
+                for name, master in self._masters.items()
+                if master in self._adamw.state
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave for a model of the same parameters.
+
+        Raises:
+            CheckpointError: it belongs to other parameters or another precision.
+        """
+        ours = self.state_dict()
+        if state.get("shapes") != ours["shapes"]:
+            raise CheckpointError("the optimizer's state belongs to a model of other parameters")
+        if set(state["masters"]) != set(ours["masters"]):
+            raise CheckpointError("the optimizer's state belongs to weights of another dtype")
+        with torch.no_grad():
+            for name, saved in state["masters"].items():
+                self._masters[name].copy_(saved)
+        self._adamw.state.clear()
+        for name, moments in state["moments"].items():
+            if set(moments) != set(_MOMENTS):
+                raise CheckpointError(f"the optimizer's state of {name} is not AdamW's")
+            master = self._masters[name]
+            self._adamw.state[master] = {
+                # AdamW keeps its step count on the CPU, wherever the moments are.
+                key: value.clone() if key == "step" else value.to(master.device, copy=True)
+                for key, value in moments.items()
+            }
+
+    def _copies(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+        return [
+            (weight, self._masters[name])
+            for name, weight in self._weights.items()
+            if self._masters[name] is not weight
+        ]
+
+
+def _master(weight: torch.nn.Parameter) -> torch.Tensor:
+    return weight.detach().to(torch.float32, copy=True).requires_grad_()
