@@ -70,7 +70,9 @@ class CheckpointStore:
         with whole_folder(target) as temporary:
             (temporary / _MODEL).mkdir()
             trainer.write_model(temporary / _MODEL)
-            torch.save(trainer.state_dict(), temporary / _STATE)
+            # Through a file of Python's: torch's own writer hides why a write failed.
+            with (temporary / _STATE).open("wb") as file:
+                torch.save(trainer.state_dict(), file)
             (temporary / _PROGRESS).write_bytes(orjson.dumps(dict(progress)))
             (temporary / _MANIFEST).write_bytes(orjson.dumps(_sizes(temporary)))
         self._events.emit("checkpoint.saved", step=step, path=str(target))

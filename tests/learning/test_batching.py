@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from training_toys import CPU, batch_of, group, path_of, random_groups, rollout, turn
+
+from palestra.learning.training.batching import TrainingRow, microbatches, pack, training_rows
+from palestra.records import Outcome
+
+
+def row(path_parts: list[tuple[bool, list[int]]], advantage: float = 1.0) -> TrainingRow:
+    return TrainingRow(rollout_id="r", path=path_of(path_parts), advantage=advantage)
+
+
+# --- groups → rows --------------------------------------------------------------
+
+
+def test_each_path_of_a_rollout_is_a_row_with_its_advantage() -> None:
+    branched = rollout(
+        "branched",
+        Outcome.SOLVED,
+        [
+            turn(0, [1, 2], [3]),
+            turn(1, [4], [5], parent=0),
+            turn(2, [6], [7, 8], parent=0),  # the agent rewrote its history after turn 0
+        ],
+    )
+    plain = rollout("plain", Outcome.UNSOLVED, [turn(0, [1, 2], [9])])
+    rows = training_rows([group(branched, plain)], normalize_std=False, truncated="keep")
+    assert [(r.rollout_id, r.path.ids, r.advantage) for r in rows] == [
+        ("branched", (1, 2, 3, 4, 5), 0.5),
+        ("branched", (1, 2, 3, 6, 7, 8), 0.5),
+        ("plain", (1, 2, 9), -0.5),
+    ]
+    assert rows[1].path.trainable == (False, False, False, False, True, True), (
+        "the shared turn is trained on once"
+    )
+
+
+def test_trouble_gives_no_row_and_no_baseline() -> None:
+    rows = training_rows(
+        [
+            group(
+                rollout("good", Outcome.SOLVED, [turn(0, [1], [2])]),
+                rollout("bad", Outcome.UNSOLVED, [turn(0, [1], [3])]),
+                rollout("broken", Outcome.INFRA_ERROR, [turn(0, [1], [4])]),
+                rollout("flaky", Outcome.FLAKY, [turn(0, [1], [5])]),
+            )
+        ],
+        normalize_std=False,
+        truncated="keep",
+    )
+    assert [(r.rollout_id, r.advantage) for r in rows] == [("good", 0.5), ("bad", -0.5)]
+
+
+@pytest.mark.parametrize(("truncated", "names"), [("keep", ["good", "cut"]), ("mask", ["good"])])
+def test_truncated_rollouts_always_count_in_the_baseline(truncated: str, names: list[str]) -> None:
+    rows = training_rows(
+        [
+            group(
+                rollout("good", Outcome.SOLVED, [turn(0, [1], [2])]),
+                rollout("cut", Outcome.TRUNCATED, [turn(0, [1], [3])]),
+            )
+        ],
+        normalize_std=False,
+        truncated=truncated,  # type: ignore[arg-type]
+    )
+    assert [r.rollout_id for r in rows] == names
+    assert rows[0].advantage == 0.5
+
+
+def test_rollouts_that_sampled_nothing_give_no_row() -> None:
+    empty = rollout("empty", Outcome.UNSOLVED, [])
+    good = rollout("good", Outcome.SOLVED, [turn(0, [1], [2])])
+    rows = training_rows([group(empty, good)], normalize_std=False, truncated="keep")
+    assert [r.rollout_id for r in rows] == ["good"]
+
+
+def test_rows_refuse_what_cannot_be_trained() -> None:
+    with pytest.raises(ValueError, match="without a trainable id"):
+        row([(False, [1, 2])])
+    with pytest.raises(ValueError, match="no context"):
+        row([(True, [1, 2])])
+
+
+# --- packing --------------------------------------------------------------------
+
+
+def test_packing_by_hand() -> None:
+    assert pack([3, 10, 4, 5], max_tokens=10) == [[1], [3, 2], [0]]
+    assert pack([30], max_tokens=10) == [[0]], "a row is never cut"
+    assert pack([], max_tokens=10) == []
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=30), max_tokens=st.integers(1, 120))
+def test_packing_loses_nothing_and_stays_within_bounds(lengths: list[int], max_tokens: int) -> None:
+    packs = pack(lengths, max_tokens=max_tokens)
+    assert sorted(i for p in packs for i in p) == list(range(len(lengths)))
+    for indices in packs:
+        padded = len(indices) * max(lengths[i] for i in indices)
+        assert padded <= max_tokens or len(indices) == 1
+
+
+# --- tensors --------------------------------------------------------------------
+
+
+def test_each_trained_id_is_predicted_from_the_position_before_it() -> None:
+    long = row([(False, [5, 6]), (True, [7, 8]), (False, [9]), (True, [10])], advantage=0.5)
+    short = row([(False, [11]), (True, [12])], advantage=-2.0)
+    batch = batch_of([long, short])
+    assert batch.ids_BT.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 0, 0, 0, 0]]
+    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert batch.target_ids_N.tolist() == [7, 8, 10, 12]
+    predictors = batch.ids_BT.flatten()[batch.predictor_N]
+    assert predictors.tolist() == [6, 7, 9, 11], "the id before each trained one"
+    assert batch.advantages_N.tolist() == [0.5, 0.5, 0.5, -2.0]
+    assert batch.row_N.tolist() == [0, 0, 0, 1]
+
+
+def test_only_sampled_ids_reach_the_loss() -> None:
+    for batch in microbatches(
+        list(enumerate(training_rows(random_groups(1), normalize_std=True, truncated="keep"))),
+        max_tokens=64,
+        device=CPU,
+    ):
+        assert (batch.rollout_logprobs_N < 0).all(), "ids that were not sampled have 0.0"
+        assert (batch.version_N >= 0).all(), "and version -1"
+
+
+def test_a_greedy_turn_is_scored_at_temperature_one() -> None:
+    path = path_of([(False, [1]), (True, [2])], temperature=0.0)
+    batch = batch_of([TrainingRow(rollout_id="r", path=path, advantage=1.0)])
+    assert batch.temperatures_N.tolist() == [1.0]
+
+
+def test_microbatches_keep_the_number_of_each_row() -> None:
+    rows = [row([(False, [1] * n), (True, [2])]) for n in (1, 5, 3)]
+    batches = microbatches(list(zip((10, 20, 30), rows, strict=True)), max_tokens=8, device=CPU)
+    assert [b.row_N.tolist() for b in batches] == [[20], [30, 10]]
+    assert torch.equal(batches[1].predictor_N, torch.tensor([2, 4]))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from palestra.config import CorrectionSection
+from palestra.learning.training.correction import correction_metrics, importance_weights
+
+RATIOS = [1.0, 0.4, 0.6, 3.0, 1.9, 1e-5]
+ROWS = [0, 0, 1, 1, 2, 3]
+
+
+def logprobs(ratios: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    rollout = torch.full((len(ratios),), -12.0, dtype=torch.float64)
+    return rollout + torch.tensor([math.log(r) for r in ratios], dtype=torch.float64), rollout
+
+
+def weights(section: CorrectionSection, ratios: list[float] = RATIOS) -> list[float]:
+    train, rollout = logprobs(ratios)
+    got = importance_weights(
+        train_logprobs_N=train,
+        rollout_logprobs_N=rollout,
+        row_N=torch.tensor(ROWS[: len(ratios)]),
+        section=section,
+    )
+    return got.tolist()
+
+
+def metrics(section: CorrectionSection, ratios: list[float] = RATIOS) -> dict[str, float]:
+    train, rollout = logprobs(ratios)
+    rows = torch.tensor(ROWS[: len(ratios)])
+    chosen = importance_weights(
+        train_logprobs_N=train, rollout_logprobs_N=rollout, row_N=rows, section=section
+    )
+    return correction_metrics(
+        train_logprobs_N=train,
+        rollout_logprobs_N=rollout,
+        weights_N=chosen,
+        row_N=rows,
+        section=section,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [
+        ("off", [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("truncate", [1.0, 0.4, 0.6, 2.0, 1.9, 1e-5]),
+        ("clip", [1.0, 0.5, 0.6, 2.0, 1.9, 0.5]),
+        ("mask", [1.0, 0.0, 0.6, 0.0, 1.9, 0.0]),
+    ],
+)
+def test_modes_by_hand(mode: str, want: list[float]) -> None:
+    assert weights(CorrectionSection(mode=mode, veto=0.0)) == pytest.approx(want)  # type: ignore[arg-type]
+
+
+def test_a_catastrophic_id_takes_its_whole_row_along() -> None:
+    ratios = [1.0, 1e-5, 1.0, 1.0, 1.0, 1.0]
+    assert weights(CorrectionSection(), ratios) == pytest.approx([0, 0, 1, 1, 1, 1])
+    for mode in ("truncate", "clip"):
+        assert weights(CorrectionSection(mode=mode), ratios)[:2] == [0.0, 0.0]  # type: ignore[arg-type]
+    assert weights(CorrectionSection(mode="off"), ratios) == [1.0] * 6
+
+
+def test_metrics_by_hand() -> None:
+    got = metrics(CorrectionSection())
+    assert got["mis_tis_mask_fraction_low"] == pytest.approx(2 / 6)
+    assert got["mis_tis_mask_fraction_high"] == pytest.approx(1 / 6)
+    assert got["mis_rs_catastrophic_token_fraction"] == pytest.approx(1 / 6)
+    assert got["mis_rs_catastrophic_seq_fraction"] == pytest.approx(1 / 4)
+    assert got["mis_tis_weight_before_bound"] == pytest.approx(sum(RATIOS) / 6)
+    assert got["mis_tis_weight_before_bound_max"] == pytest.approx(3.0)
+    assert got["mis_tis_weight_before_bound_min"] == pytest.approx(1e-5)
+    assert got["mis_is_ratio_mean_final"] == pytest.approx((1.0 + 0.6 + 1.9) / 6)
+    logs = np.log(RATIOS)
+    assert got["mis_kl"] == pytest.approx(-logs.mean())
+    assert got["mis_k3_kl"] == pytest.approx((np.array(RATIOS) - logs - 1).mean())
+    assert got["train_rollout_logprob_abs_diff"] == pytest.approx(np.abs(logs).mean())
+    by_row = [logs[:2].mean(), logs[2:4].mean(), logs[4], logs[5]]
+    assert got["mis_rollout_log_ppl"] == pytest.approx(12.0)
+    assert got["mis_rollout_ppl"] == pytest.approx(math.exp(12.0))
+    assert got["mis_training_log_ppl"] == pytest.approx(12.0 - np.mean(by_row))
+    assert got["mis_training_ppl"] == pytest.approx(np.exp(12.0 - np.array(by_row)).mean())
+    assert got["mis_log_ppl_diff"] == pytest.approx(-np.mean(by_row))
+    assert got["mis_ppl_ratio"] == pytest.approx(np.exp(-np.array(by_row)).mean())
+
+
+def test_metrics_name_the_mode() -> None:
+    assert metrics(CorrectionSection(mode="truncate"))["mis_tis_truncate_fraction"] == 1 / 6
+    clip = metrics(CorrectionSection(mode="clip"))
+    assert clip["mis_tis_clip_fraction_low"] == pytest.approx(2 / 6)
+    off = metrics(CorrectionSection(mode="off"))
+    assert not [name for name in off if "fraction" in name], "nothing was corrected"
+    assert off["mis_k3_kl"] > 0, "the mismatch is told all the same"
+
+
+def test_equal_engines_give_ratio_one() -> None:
+    got = metrics(CorrectionSection(), [1.0] * 6)
+    assert got["mis_tis_weight_before_bound"] == 1.0
+    assert got["mis_k3_kl"] == 0.0
+    assert got["mis_log_ppl_abs_diff"] == 0.0
+    assert weights(CorrectionSection(), [1.0] * 6) == [1.0] * 6
+
+
+def test_weights_take_no_gradient_and_never_overflow() -> None:
+    train = torch.tensor([-1.0, -900.0], requires_grad=True)
+    got = importance_weights(
+        train_logprobs_N=train,
+        rollout_logprobs_N=torch.tensor([-900.0, -1.0]),
+        row_N=torch.tensor([0, 1]),
+        section=CorrectionSection(mode="clip"),
+    )
+    assert not got.requires_grad
+    assert got.tolist() == [2.0, 0.0]
+
+
+def test_modes_against_numpy() -> None:
+    rng = np.random.default_rng(0)
+    train, rollout = rng.normal(-2, 0.6, 400), rng.normal(-2, 0.6, 400)
+    rows = rng.integers(0, 20, 400)
+    ratio = np.exp(train - rollout)
+    vetoed = {r for r, x in zip(rows, ratio, strict=True) if x < 0.15}
+    keep = np.array([r not in vetoed for r in rows])
+    assert 0 < keep.mean() < 1
+    want = {
+        "truncate": np.minimum(ratio, 2.0) * keep,
+        "clip": np.clip(ratio, 0.5, 2.0) * keep,
+        "mask": np.where((ratio >= 0.5) & (ratio <= 2.0), ratio, 0) * keep,
+    }
+    for mode, expected in want.items():
+        got = importance_weights(
+            train_logprobs_N=torch.tensor(train),
+            rollout_logprobs_N=torch.tensor(rollout),
+            row_N=torch.tensor(rows),
+            section=CorrectionSection(mode=mode, veto=0.15),  # type: ignore[arg-type]
+        )
+        np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12)
+
+
+def test_crossed_bounds_are_refused() -> None:
+    with pytest.raises(ValidationError, match="must be below"):
+        CorrectionSection(low=2.0, high=0.5)
