@@ -1,1 +1,16 @@
-"""The OpenAI-compatible front of the engine: sessions, rendering, ledger."""
+"""The OpenAI-compatible front of the engine: sessions, bridged prompts, ledger."""
+
+from palestra.policy.gateway.app import create_app
+from palestra.policy.gateway.gateway import Gateway
+from palestra.policy.gateway.ledger import Ledger, LedgerFull, SessionLimits, UnknownSession
+from palestra.policy.gateway.serve import running_gateway
+
+__all__ = [
+    "Gateway",
+    "Ledger",
+    "LedgerFull",
+    "SessionLimits",
+    "UnknownSession",
+    "create_app",
+    "running_gateway",
+]
