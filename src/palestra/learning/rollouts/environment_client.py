@@ -1,0 +1,136 @@
+"""Client of an environment server: ours, or Gym's."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from pydantic import ValidationError
+
+from palestra.config import SamplingSection
+from palestra.errors import EnvironmentUnavailable, TaskError
+from palestra.learning.rollouts.foreign import episode_from_foreign
+from palestra.learning.rollouts.http import Peer, detail
+from palestra.records import EpisodeResult, Task
+from palestra.tasks.rows import task_to_row
+from palestra.wire import RunResponse, episode_from_wire
+
+# A broken connection is worth one more try under the same idempotency key: the
+# server answers with the episode that is already running.
+_RESENDS = 1
+
+
+class EnvironmentClient:
+    """Runs episodes on the environment server at ``base_url``.
+
+    Args:
+        base_url: ``http://HOST:PORT``, or ``http://x:TOKEN@HOST:PORT``.
+        token: sent as bearer, if the address has none.
+        timeout_s: longest that one episode may take, from the request to the answer:
+            queue, start, agent and grading together.
+
+    Raises:
+        ConfigError: ``base_url`` is no HTTP address.
+    """
+
+    def __init__(
+        self, base_url: str, token: str | None = None, *, timeout_s: float = 7200.0
+    ) -> None:
+        self._peer = Peer(
+            base_url,
+            what="environment server",
+            error=EnvironmentUnavailable,
+            token=token,
+            timeout_s=timeout_s,
+        )
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without credentials."""
+        return self._peer.address
+
+    async def health(self) -> None:
+        """Return when the server says that it can work.
+
+        Raises:
+            EnvironmentUnavailable: it cannot be reached or does not say so.
+            ConfigError: it refuses the token.
+        """
+        self._peer.json(await self._peer.request("GET", "/health"))
+
+    async def run(
+        self,
+        task: Task,
+        *,
+        sglang_url: str,
+        sampling: SamplingSection,
+        idempotency_key: str,
+    ) -> EpisodeResult:
+        """Run one episode; repeats with the same ``idempotency_key`` get the same episode.
+
+        Raises:
+            EnvironmentUnavailable: no connection, a 5xx, no answer in time, or nonsense.
+            TaskError: the server says that it cannot use the task (422).
+            ConfigError: it refuses the token.
+        """
+        response = await self._peer.request(
+            "POST",
+            "/run",
+            body=_run_body(task, sglang_url, sampling),
+            headers={"Idempotency-Key": idempotency_key},
+            resends=_RESENDS,
+        )
+        if response.status_code == 422:
+            raise TaskError(
+                f"the environment server at {self.address} cannot use "
+                f"{task.instance_id}: {detail(response)}"
+            )
+        answer = self._peer.json(response)
+        episode = self._read(task, answer, idempotency_key)
+        if episode.instance_id != task.instance_id:
+            raise self._peer.failure(
+                f"answered {episode.instance_id} when asked for {task.instance_id}"
+            )
+        return episode
+
+    def _read(self, task: Task, answer: dict[str, Any], episode_id: str) -> EpisodeResult:
+        try:
+            if "episode" in answer:
+                return episode_from_wire(RunResponse.model_validate(answer).episode)
+            return episode_from_foreign(answer, instance_id=task.instance_id, episode_id=episode_id)
+        except (ValidationError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise self._peer.failure(f"answered no readable episode: {reason}") from error
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._peer.aclose()
+
+    async def __aenter__(self) -> EnvironmentClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _run_body(task: Task, sglang_url: str, sampling: SamplingSection) -> dict[str, Any]:
+    # The row first: a field of the row must not override one of the request.
+    return task_to_row(task) | {
+        "instance_id": task.instance_id,
+        "subset": task.subset,
+        "split": task.split,
+        "responses_create_params": {
+            "input": [],
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_output_tokens": sampling.max_new_tokens,
+        },
+        "sampling_params": {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+        },
+        "sglang_url": sglang_url,
+    }

@@ -1,0 +1,75 @@
+"""Which groups are trained on, and why the others are not; pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+
+from palestra.config import RolloutsSection
+from palestra.records import Group, Outcome, Rollout
+
+
+class DropReason(StrEnum):
+    """Why a group is not trained on."""
+
+    FLAKY = "flaky"  # the task's own tests do not repeat: no reward here can be believed
+    ABORTED = "aborted"  # fewer than two rollouts have a reward: no baseline
+    STALE = "stale"  # a token was sampled by weights that are too old
+    NO_TOKENS = "no_tokens"  # nothing was sampled that the loss would see
+    ALL_EQUAL = "all_equal"  # every reward is the same: no signal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedGroup:
+    """A group as it came out, and what training does with it.
+
+    Attributes:
+        whole: with all its rollouts, aborted ones too.
+        kept: with its usable rollouts only; ``None`` when the group is dropped.
+        reason: why it is dropped; ``None`` when it is kept.
+    """
+
+    whole: Group
+    kept: Group | None
+    reason: DropReason | None
+
+
+def judge(group: Group, *, version: int, section: RolloutsSection) -> JudgedGroup:
+    """Decide whether a group is trained on under the weights ``version``.
+
+    A rollout without a reward drops itself only; the baseline comes from the others.
+    """
+    usable = dataclasses.replace(
+        group, rollouts=tuple(r for r in group.rollouts if r.reward is not None)
+    )
+    reason = _drop_reason(group, usable, version, section)
+    return JudgedGroup(whole=group, kept=usable if reason is None else None, reason=reason)
+
+
+def _drop_reason(
+    group: Group, usable: Group, version: int, section: RolloutsSection
+) -> DropReason | None:
+    if any(r.episode.outcome is Outcome.FLAKY for r in group.rollouts):
+        return DropReason.FLAKY
+    if len(usable.rollouts) < 2:
+        return DropReason.ABORTED
+    if is_stale(usable, version=version, max_off_policy_steps=section.max_off_policy_steps):
+        return DropReason.STALE
+    if not any(_is_trained_on(rollout, section) for rollout in usable.rollouts):
+        return DropReason.NO_TOKENS
+    if section.drop_equal_groups and len({r.reward for r in usable.rollouts}) == 1:
+        return DropReason.ALL_EQUAL
+    return None
+
+
+def is_stale(group: Group, *, version: int, max_off_policy_steps: int) -> bool:
+    """Whether any token of a group is too old to be trained on under ``version``."""
+    oldest = group.oldest_version
+    return oldest is not None and oldest < version - max_off_policy_steps
+
+
+def _is_trained_on(rollout: Rollout, section: RolloutsSection) -> bool:
+    if section.truncated == "mask" and rollout.episode.outcome is Outcome.TRUNCATED:
+        return False
+    return any(turn.sampled_ids for turn in rollout.trace.turns)

@@ -1,0 +1,156 @@
+"""``rollouts/STEP.jsonl.zst``: every rollout of a step, one JSON object per line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+
+from palestra.errors import HostError
+from palestra.learning.rollouts.filters import DropReason, JudgedGroup
+from palestra.records import Rollout
+from palestra.wire import episode_from_wire, episode_to_wire, trace_from_wire, trace_to_wire
+
+_SUFFIX = ".jsonl.zst"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredRollout:
+    """A rollout as it was stored.
+
+    Attributes:
+        step: that used it up.
+        group_id: of its group.
+        task_index: of its group.
+        trained: whether it was handed to the trainer.
+        drop_reason: why its group was dropped, if it was.
+        rollout: itself, with ids, logprobs, versions and verdict.
+    """
+
+    step: int
+    group_id: str
+    task_index: int
+    trained: bool
+    drop_reason: DropReason | None
+    rollout: Rollout
+
+
+class RolloutStore:
+    """The rollout files of one run; a file is whole or not there.
+
+    Args:
+        folder: ``rollouts/`` of the run; made when the first step is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, step: int) -> Path:
+        """Where the rollouts of ``step`` lie."""
+        return self._folder / f"{step}{_SUFFIX}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a file, in order."""
+        names = (p.name.removesuffix(_SUFFIX) for p in self._folder.glob(f"*{_SUFFIX}"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def write(self, step: int, judged: Iterable[JudgedGroup]) -> Path:
+        """Write all rollouts of a step, replacing nothing until they are on the disk.
+
+        Raises:
+            HostError: the disk is full, there is no permission, or the like.
+        """
+        target = self.path(step)
+        temporary = target.with_suffix(".tmp")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as stream:
+                    for line in _lines(step, judged):
+                        stream.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise HostError.from_os(error, doing="cannot write the rollouts") from error
+        return target
+
+    def read(self, step: int) -> Iterator[StoredRollout]:
+        """Yield the rollouts of a step.
+
+        Raises:
+            HostError: there is no such file, or it cannot be read.
+        """
+        try:
+            with (
+                self.path(step).open("rb") as file,
+                zstandard.ZstdDecompressor().stream_reader(file) as stream,
+            ):
+                data = stream.read()
+        except OSError as error:
+            raise HostError.from_os(error, doing="cannot read the rollouts") from error
+        except zstandard.ZstdError as error:
+            raise HostError(f"cannot read the rollouts ({self.path(step)}): {error}") from error
+        for line in data.splitlines():
+            yield _stored(orjson.loads(line))
+
+    def set_aside(self, *, after_step: int) -> list[Path]:
+        """Rename the files of later steps to ``*.discarded``, since those will be done again.
+
+        Returns:
+            Their new paths.
+
+        Raises:
+            HostError: a file cannot be renamed.
+        """
+        try:
+            for leftover in self._folder.glob("*.tmp"):
+                leftover.unlink()
+            return [self._discard(self.path(s)) for s in self.steps() if s > after_step]
+        except OSError as error:
+            raise HostError.from_os(error, doing="cannot set rollouts aside") from error
+
+    def _discard(self, path: Path) -> Path:
+        number = 1 + sum(1 for _ in self._folder.glob(f"{path.name}.*.discarded"))
+        return path.rename(path.with_name(f"{path.name}.{number}.discarded"))
+
+
+def _lines(step: int, judged: Iterable[JudgedGroup]) -> Iterator[bytes]:
+    for group in judged:
+        trained = {r.rollout_id for r in group.kept.rollouts} if group.kept else set()
+        for rollout in group.whole.rollouts:
+            yield orjson.dumps(
+                {
+                    "step": step,
+                    "group_id": group.whole.group_id,
+                    "task_index": group.whole.task_index,
+                    "rollout_id": rollout.rollout_id,
+                    "trained": rollout.rollout_id in trained,
+                    "drop_reason": group.reason,
+                    "reward": rollout.reward,
+                    "episode": episode_to_wire(rollout.episode),
+                    "trace": trace_to_wire(rollout.trace),
+                },
+                option=orjson.OPT_APPEND_NEWLINE,
+            )
+
+
+def _stored(line: dict[str, Any]) -> StoredRollout:
+    return StoredRollout(
+        step=line["step"],
+        group_id=line["group_id"],
+        task_index=line["task_index"],
+        trained=line["trained"],
+        drop_reason=DropReason(line["drop_reason"]) if line["drop_reason"] else None,
+        rollout=Rollout(
+            rollout_id=line["rollout_id"],
+            episode=episode_from_wire(line["episode"]),
+            trace=trace_from_wire(line["trace"]),
+        ),
+    )
