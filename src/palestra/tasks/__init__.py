@@ -1,1 +1,1 @@
-"""Task sources and converters; part of the ground floor."""
+"""Tasks: where they come from, what kinds of rows there are, and the generated katas."""

@@ -1,0 +1,106 @@
+"""What a scripted expert does with a task: look, edit, hand in."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from palestra.errors import TaskError
+from palestra.records import Task
+
+SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+
+_HUNK = re.compile(r"^@@ -(\d+)")
+
+
+def demonstration(task: Task) -> tuple[str, ...]:
+    """The bash commands that solve ``task``: one that looks, one that edits, one that submits.
+
+    A fix of one line becomes a ``sed -i``, as short as it can be; any other fix
+    is the gold patch, applied.
+
+    Raises:
+        TaskError: the task does not carry its repository.
+    """
+    texts = {file.path: file.text for file in task.files}
+    path = _patched_path(task)
+    if path not in texts:
+        raise TaskError(f"{task.instance_id}: no demonstration without the text of {path}")
+    before = texts[path].splitlines()
+    change = _one_line_change(task.gold_patch)
+    return (f"cat {shlex.quote(path)}", _edit(task, path, before, change), SUBMIT)
+
+
+def _patched_path(task: Task) -> str:
+    for line in task.gold_patch.splitlines():
+        if line.startswith("--- a/"):
+            return line.removeprefix("--- a/")
+    raise TaskError(f"{task.instance_id}: its gold patch names no file")
+
+
+def _edit(task: Task, path: str, before: Sequence[str], change: tuple[int, str, str] | None) -> str:
+    if change is None:
+        return f"git apply <<'END_OF_PATCH'\n{task.gold_patch}END_OF_PATCH"
+    number, old, new = change
+    wanted = [*before[: number - 1], new, *before[number:]]
+    for part, replacement in _fragments(old, new):
+        expression = f"s/{_pattern(part)}/{_replacement(replacement)}/"
+        if [line.replace(part, replacement, 1) for line in before] == wanted:
+            return f"sed -i {_single_quoted(expression)} {shlex.quote(path)}"
+        if old.replace(part, replacement, 1) == new:
+            return f"sed -i {_single_quoted(f'{number}{expression}')} {shlex.quote(path)}"
+    expression = f"{number}s/.*/{_replacement(new)}/"
+    return f"sed -i {_single_quoted(expression)} {shlex.quote(path)}"
+
+
+def _one_line_change(patch: str) -> tuple[int, str, str] | None:
+    """Line number, old line and new line of a patch that replaces one line; else ``None``."""
+    removed: list[tuple[int, str]] = []
+    added: list[str] = []
+    number = 0
+    for line in patch.splitlines():
+        hunk = _HUNK.match(line)
+        if hunk:
+            number = int(hunk[1])
+        elif number and line.startswith("-"):
+            removed.append((number, line[1:]))
+            number += 1
+        elif number and line.startswith("+"):
+            added.append(line[1:])
+        elif number:
+            number += 1
+    if len(removed) == len(added) == 1:
+        return (*removed[0], added[0])
+    return None
+
+
+def _fragments(old: str, new: str) -> list[tuple[str, str]]:
+    """What to replace by what, from the words that differ to the whole line."""
+    before, after = old.split(" "), new.split(" ")
+    shortest = min(len(before), len(after))
+    start = 0
+    while start < shortest and before[start] == after[start]:
+        start += 1
+    end = 0
+    while end < shortest - start and before[-1 - end] == after[-1 - end]:
+        end += 1
+    found = []
+    for lead, tail in ((start, end), (max(start - 1, 0), end), (start, max(end - 1, 0))):
+        part, replacement = (" ".join(w[lead : len(w) - tail]) for w in (before, after))
+        spaces = (" " if lead else "", " " if tail else "")
+        if part.strip():
+            found.append((part.join(spaces), replacement.join(spaces)))
+    return found
+
+
+def _pattern(text: str) -> str:
+    return re.sub(r"([\\/.*\[\]^$])", r"\\\1", text)
+
+
+def _replacement(text: str) -> str:
+    return re.sub(r"([\\/&])", r"\\\1", text)
+
+
+def _single_quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"
