@@ -48,7 +48,14 @@ def load_renderer(name: str, tokenizer: Tokenizer, *, require_bridge: bool = Tru
             f"the renderer {name!r} cannot append a turn to sampled ids, so it cannot train",
             hint="set model.renderer to chatml or to the model family's own renderer",
         )
-    plain.require_plain(renderer.get_stop_token_ids())
+    for stop_id in renderer.get_stop_token_ids():
+        written = plain.decode([stop_id], skip_special_tokens=False)
+        if _probe(renderer, written).count(stop_id) != _probe(renderer).count(stop_id):
+            raise ConfigError(
+                f"the renderer {name!r} turns the text {written!r} into the control token "
+                f"{stop_id}: tool output could pose as a turn",
+                hint="set model.renderer to chatml or to the model family's own renderer",
+            )
     return renderer
 
 
@@ -75,8 +82,8 @@ def _config(name: str, *, keep_thinking: bool) -> Any:
         raise ConfigError(f"the renderer {name!r} cannot keep thinking: {error}") from error
 
 
-def _probe(renderer: Renderer) -> list[int]:
-    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+def _probe(renderer: Renderer, content: str = "b") -> list[int]:
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": content}]
     return renderer.render_ids(messages, tools=None, add_generation_prompt=True)
 
 
