@@ -79,6 +79,14 @@ def test_the_model_folder_is_for_anyone(folder: Path, tmp_path: Path) -> None:
     assert (saved / "model" / "tokenizer.json").exists()
 
 
+def test_skipped_steps_are_still_counted_after_a_resume(folder: Path) -> None:
+    trainer, resumed = trainer_at(folder), trainer_at(folder)
+    state = trainer.state_dict() | {"num_skipped": 4}
+    trainer.load_state_dict(state)
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.train_step(random_groups(0))["train/nonfinite_steps"] == 4.0
+
+
 @pytest.mark.parametrize("damage", ["step", "optimizer", "extra"])
 def test_a_state_with_wrong_keys_is_refused(folder: Path, damage: str) -> None:
     trainer = trainer_at(folder)

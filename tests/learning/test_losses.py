@@ -54,8 +54,9 @@ def test_the_weight_scales_loss_and_gradient() -> None:
     assert weighted_gradient == pytest.approx(0.7 * gradient, rel=1e-6)
 
 
-def test_a_masked_id_with_an_exploding_ratio_gives_zero_not_nan() -> None:
-    logprobs = torch.tensor([0.0, -1.0], requires_grad=True)
+@pytest.mark.parametrize("new", [0.0, -math.inf], ids=["inf", "nan"])
+def test_a_masked_id_with_an_impossible_ratio_gives_zero_not_nan(new: float) -> None:
+    logprobs = torch.tensor([new, -1.0], requires_grad=True)
     out = policy_loss(
         logprobs_N=logprobs,
         old_logprobs_N=torch.tensor([-math.inf, -1.0]),
@@ -66,6 +67,7 @@ def test_a_masked_id_with_an_exploding_ratio_gives_zero_not_nan() -> None:
     )
     out.loss_N.sum().backward()
     assert out.loss_N.tolist() == [0.0, -1.0]
+    assert out.clipped_N.tolist() == [False, False], "a masked id is not a clipped one"
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0.0, -1.0]
 

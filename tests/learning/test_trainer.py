@@ -333,7 +333,18 @@ def test_bfloat16_weights_move_by_steps_below_their_resolution(folder: Path) -> 
         trainer.train_step(random_groups(0))
     masters = trainer.state_dict()["optimizer"]["masters"]
     assert (masters[name] - 1).abs().max() > 5e-5, "the small steps add up in the master"
-    assert torch.equal(weights(trainer)[name], masters[name].to(torch.bfloat16))
+    after = weights(trainer)
+    assert all(after[name].equal(master.to(torch.bfloat16)) for name, master in masters.items())
+    assert any(not after[name].equal(before[name]) for name in masters), "the model never moved"
+
+
+def test_bfloat16_gradients_are_summed_over_microbatches(folder: Path) -> None:
+    def norm(microbatch_tokens: int) -> float:
+        model = ModelSection(device="cpu", dtype="bfloat16")
+        trainer = trainer_at(folder, model=model, microbatch_tokens=microbatch_tokens)
+        return trainer.train_step(random_groups(6))["train/grad_norm"]
+
+    assert norm(1) == pytest.approx(norm(10**6), rel=0.05)
 
 
 # --- files ----------------------------------------------------------------------
