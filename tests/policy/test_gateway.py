@@ -491,6 +491,17 @@ async def test_a_taken_port_is_a_host_error() -> None:
             pass
 
 
+async def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Nagle's delay costs 40 ms a turn on a kept-alive connection."""
+    async with serving(FakeEngine(says("a"))) as client:
+        loop = asyncio.get_running_loop()
+        await ask(client, None, [user("u")])
+        started_s = loop.time()
+        for _ in range(50):
+            await ask(client, None, [user("u")])
+        assert loop.time() - started_s < 50 * 0.04, "is TCP_NODELAY set on accepted sockets?"
+
+
 async def test_serving_leaves_signals_alone_and_stops_clean() -> None:
     before = signal.getsignal(signal.SIGINT)
     engine = FakeEngine(says("a"), gate=True)

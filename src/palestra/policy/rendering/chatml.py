@@ -61,6 +61,8 @@ class ChatMLRenderer:
         self._im_end = self._control_id("<|im_end|>")
         self._stop_ids = [self._im_end, *self._other_ends()]
         self._tokenizer.require_plain([self._im_start, *self._stop_ids])
+        self._newline = self._encode("\n")
+        self._opening = [self._im_start, *self._encode("assistant\n")]
 
     def get_stop_token_ids(self) -> list[int]:
         """``<|im_end|>``, and ``<|endoftext|>`` where the tokenizer has it."""
@@ -93,7 +95,7 @@ class ChatMLRenderer:
             self._add_block(out, index, "system\n", system or "", between + offer)
         self._add_messages(out, rest)
         if add_generation_prompt:
-            self._add_opening(out, -1)
+            out.add(self._opening, -1)
         return out.rendered(messages)
 
     def render_ids(
@@ -130,9 +132,9 @@ class ChatMLRenderer:
         out.add([*previous_prompt_ids, *previous_completion_ids], -1)
         if not previous_completion_ids or previous_completion_ids[-1] != self._im_end:
             out.add([self._im_end], -1)
-        out.add(self._encode("\n"), -1)
+        out.add(self._newline, -1)
         self._add_messages(out, list(enumerate(new_messages)))
-        self._add_opening(out, -1)
+        out.add(self._opening, -1)
         return out.rendered(new_messages)
 
     def parse_response(
@@ -179,16 +181,16 @@ class ChatMLRenderer:
         out.add([self._im_start], index)
         self._add_wrapped(out, index, before, body, after)
         out.add([self._im_end], index)
-        out.add(self._encode("\n"), index)
+        out.add(self._newline, index)
 
     def _add_assistant(self, out: _Stream, index: int, message: dict[str, Any]) -> None:
         # The role and what follows are encoded apart: sampling starts between them.
-        self._add_opening(out, index)
+        out.add(self._opening, index)
         content, calls = _text(message), message.get("tool_calls") or []
         between = "\n" if content and calls else ""
         body = content + between + write_calls(calls)
         out.add([*self._encode(body), self._im_end], index, sampled=True, content=True)
-        out.add(self._encode("\n"), index)
+        out.add(self._newline, index)
 
     def _add_tool_results(self, out: _Stream, group: list[tuple[int, dict[str, Any]]]) -> None:
         out.add([self._im_start], group[0][0])
@@ -197,10 +199,7 @@ class ChatMLRenderer:
             self._add_wrapped(out, index, before, _text(message), "\n</tool_response>")
             before = "\n<tool_response>\n"
         out.add([self._im_end], group[-1][0])
-        out.add(self._encode("\n"), group[-1][0])
-
-    def _add_opening(self, out: _Stream, index: int) -> None:
-        out.add([self._im_start, *self._encode("assistant\n")], index)
+        out.add(self._newline, group[-1][0])
 
     def _add_wrapped(self, out: _Stream, index: int, before: str, body: str, after: str) -> None:
         # One pass over the whole text keeps the merges of the chat template.
