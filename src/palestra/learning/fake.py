@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from palestra.learning.rollouts.fake import FakeGateway
 from palestra.records import Group
 
 
@@ -50,18 +51,23 @@ class FakeLearner:
 
 
 class FakePublisher:
-    """Serves nothing but holds publishing to its contract.
+    """Makes a fake gateway sample under new versions, and holds publishing to its contract.
 
     Attributes:
         published: all versions, in order.
     """
 
-    def __init__(self, version: int = 0) -> None:
-        self.version = version
+    def __init__(self, gateway: FakeGateway) -> None:
+        self._gateway = gateway
         self.published: list[int] = []
 
+    @property
+    def version(self) -> int:
+        """Version that the gateway samples under."""
+        return self._gateway.version
+
     async def publish(self, weights: Path, version: int) -> None:
-        """Note the version.
+        """Serve ``version`` from now on.
 
         Raises:
             ValueError: it does not rise, or the folder holds other weights.
@@ -70,7 +76,7 @@ class FakePublisher:
             raise ValueError(f"version {version} after {self.version}")
         if (weights / "version").read_text(encoding="utf-8") != str(version):
             raise ValueError(f"{weights} does not hold version {version}")
-        self.version = version
+        self._gateway.version = version
         self.published.append(version)
 
 

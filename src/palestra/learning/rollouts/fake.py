@@ -47,12 +47,9 @@ EpisodeScript = Callable[[Task, int], ScriptedEpisode]
 class FakeGateway:
     """Sessions in memory; every turn samples one id under the version that is served.
 
-    Has the ``version`` and ``publish`` of a weight publisher too, so one fake plays
-    both gateway and engine.
-
     Attributes:
+        version: that is served; set it to publish another.
         opened: ids of all sessions that were ever opened.
-        open_sessions: ids of those that were neither taken nor dropped.
     """
 
     def __init__(self, *, version: int = 0) -> None:

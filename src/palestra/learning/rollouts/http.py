@@ -99,7 +99,7 @@ class Peer:
                 raise self.failure("cannot be reached: no answer to the connection") from error
             except httpx.TimeoutException as error:
                 raise self.failure(f"did not answer in {self._timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except httpx.HTTPError as error:
                 raise self.failure(f"cannot be reached: {_said(error)}") from error
         if response.status_code in (401, 403):
             raise ConfigError(f"the {self._what} at {self.address} refuses our token")

@@ -168,13 +168,15 @@ class RolloutScheduler:
         untaken = {i: f for i, f in self._outstanding.items() if i not in step.judged}
         for index in sorted(untaken):
             flight = untaken[index]
+            if not flight.group.done():
+                continue
             # What is too old already is lost however long we wait.
             earlier = [
                 other.last_version
                 for other in untaken.values()
                 if step.version <= other.last_version < flight.last_version
             ]
-            if flight.group.done() and step.has_room(earlier):
+            if step.has_room(earlier):
                 return index
         return None
 
