@@ -253,8 +253,11 @@ async def test_too_many_infra_errors_end_the_run_with_a_checkpoint(tmp_path: Pat
     assert Parts(tmp_path).loop.progress.step == 3
 
 
+@pytest.mark.parametrize("every", [1, 1000])
 @pytest.mark.parametrize("broken", ["train_step", "save_weights", "publish"])
-async def test_a_step_that_fails_half_way_is_not_saved(tmp_path: Path, broken: str) -> None:
+async def test_a_step_that_fails_half_way_is_not_saved(
+    tmp_path: Path, broken: str, every: int
+) -> None:
     class BrokenLearner(FakeLearner):
         def train_step(self, groups: Sequence[Group]) -> dict[str, float]:
             if self.version == 1 and broken == "train_step":
@@ -273,11 +276,11 @@ async def test_a_step_that_fails_half_way_is_not_saved(tmp_path: Path, broken: s
                 raise EngineError("publish")
             await super().publish(weights, version)
 
-    parts = Parts(tmp_path, learner=BrokenLearner(), publisher=BrokenPublisher, every=1)
+    parts = Parts(tmp_path, learner=BrokenLearner(), publisher=BrokenPublisher, every=every)
     with pytest.raises(Exception, match=broken):
         await parts.run(3)
     resumed = Parts(tmp_path)
-    assert resumed.loop.progress.step == resumed.learner.version == 1
+    assert resumed.loop.progress.step == resumed.learner.version == (1 if every == 1 else 0)
     await resumed.run(3)
     assert resumed.learner.trained == [f"run-{group}-{i}" for group in range(6) for i in range(2)]
 
