@@ -222,7 +222,7 @@ async def test_overflow_is_openais_error() -> None:
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
-    assert "the context holds 50" in error["message"]
+    assert "maximum context length is 50 tokens" in error["message"]
 
 
 async def test_a_budget_is_spent_and_then_refused() -> None:

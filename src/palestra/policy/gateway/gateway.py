@@ -121,18 +121,20 @@ class Gateway:
     def _room(self, session: Session, placement: Placement) -> int:
         num_prompt = len(placement.prompt_ids)
         room = self.max_context - num_prompt
+        # Clients know an overflow by OpenAI's wording, some of them by nothing else.
         if room < 1:
             raise ContextOverflow(
-                f"the prompt has {num_prompt} tokens and the context holds {self.max_context}, "
-                "so there is no room for an answer"
+                f"This model's maximum context length is {self.max_context} tokens. However, your "
+                f"messages resulted in {num_prompt} tokens, which leaves no room for an answer."
             )
         if session.room is None:
             return room
         left = session.room - placement.num_context
         if left < 1:
             raise ContextOverflow(
-                f"the session's budget of {session.limits.max_total_tokens} tokens is used up: "
-                f"{placement.num_context} new ones asked for, {max(session.room, 0)} left"
+                f"The request would exceed context limit: the session's budget of "
+                f"{session.limits.max_total_tokens} tokens has {max(session.room, 0)} left and "
+                f"this turn adds {placement.num_context} before its answer."
             )
         return min(room, left)
 
