@@ -110,7 +110,7 @@ def test_pydantic_reads_verbose_lines_with_progress() -> None:
 
 SYMPY = """\
 ============================= test process starts ==============================
-sympy/sets/tests/test_contains.py[7] 
+sympy/sets/tests/test_contains.py[7]
 test_contains_basic ok
 test_issue_6194 /testbed/sympy/x.py:1: SyntaxWarning: odd ok
 test_known f
