@@ -126,10 +126,10 @@ _HELDOUT_SHAPES = (
         inputs=_list_and_one,
     ),
     _Shape(
-        name="remainder",
+        name="square",
         parameters="$a, $b",
-        expression="($a $op $b) % $k",
-        doc="What $a $word $b leaves when divided by $k.",
+        expression="pow($a $op $b, 2)",
+        doc="The square of $a $word $b.",
         inputs=_two,
     ),
     _Shape(

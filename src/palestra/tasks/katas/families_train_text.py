@@ -65,7 +65,10 @@ def $f($t):
             Bug(kind="slice_off_by_one", right="$s[::-1]", wrong="$s[1:][::-1]"),
         ),
         inputs=lambda d, c: (
-            (w := d.word(1, 4)) + d.pick(("", " ")) + d.pick((w[::-1], w[::-1].title(), d.word())),
+            (w := d.word(2, 4))[:1]
+            + d.pick(("", " "))
+            + w[1:]
+            + d.pick((w[::-1], w[::-1].title(), d.word())),
         ),
     ),
     Family(
