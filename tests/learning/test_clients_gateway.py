@@ -94,6 +94,23 @@ async def test_nonsense_is_a_gateway_error(answer: dict[str, Any]) -> None:
             await client.take("s")
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"error": {"message": "too many sessions", "type": "LedgerFull"}}, "too many sessions"),
+        ({"error": "broken"}, "broken"),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "no"}, {"msg": "two"}]}, "seed: no; two"),
+        ([], r"\[\]"),
+    ],
+)
+async def test_what_the_gateway_says_is_passed_on(body: Any, said: str) -> None:
+    app = FastAPI()
+    app.post("/sessions", status_code=503)(lambda: body)
+    async with serving(app) as url, GatewayClient(url) as client:
+        with pytest.raises(GatewayError, match=f"answered 503: {said}$"):
+            await client.open(SamplingSection())
+
+
 # --- both clients together ----------------------------------------------------
 
 

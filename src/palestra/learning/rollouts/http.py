@@ -133,14 +133,21 @@ class Peer:
 
 
 def detail(response: httpx.Response) -> str:
-    """What an error answer says, in one line: FastAPI's ``detail`` or the start of the body."""
+    """What an error answer says, in one line.
+
+    Reads FastAPI's ``detail`` and OpenAI's ``error.message``; else the start of the body.
+    """
     try:
-        said = orjson.loads(response.content)["detail"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        said = response.text
+        body = orjson.loads(response.content)
+    except orjson.JSONDecodeError:
+        body = None
+    said: Any = None
+    if isinstance(body, dict):
+        error = body.get("error")
+        said = body.get("detail") or (error.get("message") if isinstance(error, dict) else error)
     if isinstance(said, list):
         said = "; ".join(_field(item) for item in said)
-    return " ".join(str(said).split())[:500] or "nothing"
+    return " ".join(str(said or response.text).split())[:500] or "nothing"
 
 
 def _field(item: Any) -> str:
