@@ -51,6 +51,7 @@ class Gateway:
         # An empty ledger is falsy, so test for None.
         self.ledger = Ledger(renderer) if ledger is None else ledger
         self._renderer = renderer
+        self._passing: set[Session] = set()  # of requests outside any session
         self._max_context = max_context
         self._defaults = defaults or SamplingParams()
         self._generate_timeout_s = generate_timeout_s
@@ -72,10 +73,21 @@ class Gateway:
             BadRequest: the renderer cannot render the messages.
             EngineError: the engine failed or took too long.
         """
-        if session_id is None:
-            return await self._answer(request, Session("", SessionLimits(), self._renderer))
-        session = self.ledger.get(session_id)
-        return await session.run(self._answer(request, session))
+        if session_id is not None:
+            session = self.ledger.get(session_id)
+            return await session.run(self._answer(request, session))
+        passing = Session("", SessionLimits(), self._renderer)
+        self._passing.add(passing)
+        try:
+            return await passing.run(self._answer(request, passing))
+        finally:
+            self._passing.discard(passing)
+
+    def close(self) -> None:
+        """Forget every session and end every generation."""
+        self.ledger.close()
+        for session in self._passing:
+            session.close()
 
     async def _answer(self, request: ChatRequest, session: Session) -> Completion:
         conversation = request.conversation()

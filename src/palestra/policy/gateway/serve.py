@@ -61,7 +61,7 @@ async def running_gateway(
         yield _url(host, listener.getsockname()[1])
     finally:
         # Ends what is still being generated, so that no connection holds up the stop.
-        gateway.ledger.close()
+        gateway.close()
         server.should_exit = True
         try:
             await asyncio.shield(serving)
