@@ -68,15 +68,15 @@ def test_honest_patches_are_not_refused(patch: str) -> None:
 def test_touched_paths_reads_every_kind_of_header() -> None:
     patch = (
         patch_of("src/a.py")
-        + "diff --git a/old name.py b/new name.py\nrename from old name.py\nrename to new name.py\n"
+        + "diff --git a/old.py b/new.py\nrename from old.py\nrename to new.py\n"
         + 'diff --git "a/caf\\303\\251.py" "b/caf\\303\\251.py"\nnew file mode 100644\n'
         + '--- /dev/null\n+++ "b/caf\\303\\251.py"\n@@ -0,0 +1 @@\n+x\n'
         + "--- a/plain.txt\t2024-01-01 00:00:00\n+++ b/plain.txt\t2024-01-01 00:00:00\n"
     )
     assert touched_paths(patch) == (
         "src/a.py",
-        "old name.py",
-        "new name.py",
+        "old.py",
+        "new.py",
         "café.py",
         "plain.txt",
     )

@@ -21,6 +21,7 @@ _READ_IN_PLACE = (".py", ".pyi", ".md", ".rst", ".txt")
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _NAMING = re.compile(r"(?:---|\+\+\+|rename from|rename to|copy from|copy to) (.*)")
 _GIT_HEADER = re.compile(r"diff --git (.*)")
+_WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 
@@ -75,12 +76,15 @@ def _header_paths(patch: str) -> Iterator[str]:
 
 
 def _both(names: str) -> list[str]:
-    """The two names of a ``diff --git`` line; unquoted ones may hold blanks."""
-    if '"' in names:
-        quoted = re.findall(r'"(?:[^"\\]|\\.)*"|\S+', names)
-        return [_unquote(name) for name in quoted]
-    before, _, after = names.partition(" b/")
-    return [before, f"b/{after}"] if after else names.split()
+    """The two names of a ``diff --git`` line.
+
+    They differ in a rename only, which names them again below; where blanks make
+    the line ambiguous, pieces of names come out, which is harmless.
+    """
+    half = len(names) // 2
+    if names[half : half + 1] == " " and _strip(names[:half]) == _strip(names[half + 1 :]):
+        return [_unquote(names[:half])]
+    return [_unquote(name) for name in _WORD.findall(names)]
 
 
 def _strip(name: str) -> str:
