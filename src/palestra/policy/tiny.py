@@ -162,8 +162,10 @@ def _random_model(shape: _Shape, *, vocab_size: int, seed: int) -> Any:
         pad_token_id=SPECIAL_TOKENS.index(END_OF_TEXT),
         dtype="float32",
     )
-    model = Qwen3ForCausalLM(config)
-    # An own generator leaves the process's random state to others. Norms keep their ones.
+    # The constructor draws too: the process's random numbers are not ours to use up.
+    with torch.random.fork_rng(devices=[]):
+        model = Qwen3ForCausalLM(config)
+    # Norms keep their ones.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -50,6 +50,11 @@ class Batch:
         max_rows: sequences decoded together; others wait.
         max_context: ids of the longest sequence.
         prefix_ids: bound of the prefix cache.
+
+    Attributes:
+        version: of the weights that serve now.
+        prefixes: keys and values of finished sequences.
+        num_prefilled_ids: ids that went through the model without being sampled after.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Batch:
     ) -> None:
         self.version = version
         self.prefixes = PrefixCache(prefix_ids)
+        self.num_prefilled_ids = 0
         self._model = model
         self._device = shape.device
         self._max_rows = max_rows
@@ -165,6 +171,7 @@ class Batch:
                 ids.append(joined.request.ids[start:end] + [0] * padding)
                 positions.append([*range(start, end), *[spare] * padding])
                 length = max(length, end)
+                self.num_prefilled_ids += width - padding
             self._forward(first, ids, positions, length, wants_logits=False)
 
     def _decode(self) -> None:

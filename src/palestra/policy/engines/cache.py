@@ -39,18 +39,16 @@ class KeyValueShape:
                 layer, head and position (sliding windows, recurrent layers).
         """
         kinds = set(getattr(model.config, "layer_types", None) or {"full_attention"})
+        if kinds != {"full_attention"}:
+            raise _cannot_serve(model, f"its layers are {', '.join(sorted(kinds))}")
         cache = DynamicCache()
         ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
         model(input_ids=ids, past_key_values=cache, use_cache=True)
         shapes = {
             tuple(part.shape) for layer in cache.layers for part in (layer.keys, layer.values)
         }
-        if kinds != {"full_attention"} or len(shapes) != 1:
-            raise ConfigError(
-                f"the local engine cannot serve {type(model).__name__}: "
-                f"its layers are {', '.join(sorted(kinds))}",
-                hint="it serves models with full attention in every layer",
-            )
+        if len(shapes) != 1:
+            raise _cannot_serve(model, "its keys and values differ in shape")
         (_, num_heads, _, head_dim) = shapes.pop()
         return cls(
             num_layers=len(cache.layers),
@@ -59,6 +57,13 @@ class KeyValueShape:
             dtype=cache.layers[0].keys.dtype,
             device=model.device,
         )
+
+
+def _cannot_serve(model: Any, reason: str) -> ConfigError:
+    return ConfigError(
+        f"the local engine cannot serve {type(model).__name__}: {reason}",
+        hint="it serves models with full attention in every layer",
+    )
 
 
 class SlotCache(Cache):  # type: ignore[misc]  # transformers ships no types

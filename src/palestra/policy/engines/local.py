@@ -34,8 +34,10 @@ class LocalEngine:
     most ``section.max_batch`` x ``max_context`` positions, reached only if used.
     A seed gives the same ids whatever else is in the batch.
 
-    ``section.num_threads`` sets PyTorch's CPU threads for the whole process, since
-    PyTorch knows no other way; the trainer's threads change along.
+    ``section.num_threads`` is set from the engine's thread, but PyTorch knows no setting of
+    one thread only: threads that use PyTorch for the first time later take it over, and so
+    does MKL in the whole process. On a CPU that others use too, 1 is fastest: two threads
+    that wait for each other in every operation wait for whoever has the other core.
 
     Args:
         model_path: folder of the starting weights.
@@ -78,6 +80,11 @@ class LocalEngine:
     def max_context(self) -> int:
         """Most ids that a prompt and its samples may have together."""
         return self._max_context
+
+    @property
+    def num_prefilled_ids(self) -> int:
+        """Prompt ids that were computed so far; ids found in the prefix cache are not."""
+        return self._require_running().batch.num_prefilled_ids
 
     async def __aenter__(self) -> LocalEngine:
         """Load the model and start the thread.
