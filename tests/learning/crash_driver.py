@@ -27,7 +27,7 @@ from palestra.learning.rollouts.fake import ScriptedEpisode
 from palestra.learning.rollouts.store import RolloutStore
 from palestra.records import Outcome, Task
 
-STEPS = 5
+STEPS = 3
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 

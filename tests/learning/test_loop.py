@@ -132,17 +132,17 @@ def test_kill_9_before_every_file_operation_then_resume(tmp_path: Path, allowed:
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     *killed, whole = lines
-    assert len(killed) > 30, "the loop does fewer file operations than this test is for"
+    assert len(killed) > 20, "the loop does fewer file operations than this test is for"
     assert whole["first"] == 0
-    assert len(whole["trained"]) == 20, "5 steps of 2 groups of 2"
+    assert len(whole["trained"]) == 12, "3 steps of 2 groups of 2"
     for line in killed:
         where = f"killed before operation {line['operation']}: {done.stderr[-2000:]}"
         assert line["second"] == 0, where
         assert len(set(line["trained"])) == len(line["trained"]), f"{where}: trained twice"
         assert sorted(line["stored"]) == sorted(line["trained"]), where
-        assert line["steps"] == line["rows"] == [1, 2, 3, 4, 5], where
-        assert line["version"] == 5, where
-        assert line["weights"] == [4, 5], where
+        assert line["steps"] == line["rows"] == [1, 2, 3], where
+        assert line["version"] == 3, where
+        assert line["weights"] == [2, 3], where
         assert line["leftovers"] == [], where
         if allowed == 0:
             assert line["trained"] == whole["trained"], f"{where}: not the run it would have been"

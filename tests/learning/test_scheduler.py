@@ -286,7 +286,7 @@ async def test_a_group_that_came_out_too_stale_is_dropped() -> None:
     assert [g.oldest_version for g in batch.groups] == [2, 2]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10_000),
     allowed=st.integers(0, 3),
