@@ -1,5 +1,5 @@
 """``python -m palestra``."""
 
-from palestra.cli import main
+from palestra.cli.main import main
 
 main()

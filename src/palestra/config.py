@@ -95,7 +95,7 @@ class ModelSection(Section):
 
     path: str = Field(
         "tiny",
-        description="Hugging Face folder or hub name; tiny: a random Qwen3-architecture model.",
+        description="Hugging Face folder or hub name; tiny or tiny?hidden_size=N: a random one.",
     )
     renderer: str = Field(
         "chatml", description="chatml (ours), or the name of a renderer of the renderers package."

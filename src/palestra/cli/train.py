@@ -10,8 +10,10 @@ import typer
 
 from palestra.cli.loop import run_cancellable
 from palestra.cli.terminal import say
+from palestra.cli.training_view import TrainingView
 from palestra.config import load_recipe, recipe_keys
 from palestra.errors import ConfigError, MissingExtra
+from palestra.run.directory import create_run, locked, open_run
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,24 +36,26 @@ def train(
     ] = None,
 ) -> None:
     """Train an agent: environment, gateway, engine and trainer from one recipe."""
-    from palestra.run.directory import create_run, locked, open_run
-
     if (recipe is None) == (resume is None):
         raise ConfigError("give either a recipe or --resume DIR")
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides or [])
+        tasks = training.load_run_tasks(resolved)
     else:
         assert recipe is not None
         resolved = load_recipe(recipe, overrides or [])
-        run = create_run(resolved)
-    with locked(run):
-        say(f"run {run.root}")
+        # Before there is a directory: a run that cannot start leaves nothing behind.
+        tasks = training.load_run_tasks(resolved)
+        run, resolved = create_run(resolved)
+    with locked(run), TrainingView(resolved.training.steps, resolved.warmstart.steps) as view:
+        view.say(f"run {run.root}")
         summary = run_cancellable(
-            training.train(resolved, run),
-            stopping=f"stopping; --resume {run.root} will go on",
+            training.train(resolved, run, tasks, view),
+            stopping=f"stopping; palestra train --resume {run.root} will go on",
         )
-    typer.echo(summary)
+    say(f"done: {summary.progress.step} steps, weights version {summary.progress.version}")
+    typer.echo(run.checkpoints / str(summary.progress.step) / "model")
 
 
 def _training() -> ModuleType:

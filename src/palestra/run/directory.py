@@ -49,10 +49,10 @@ class RunDirectory:
         return self.root / "environment.log"
 
 
-def create_run(recipe: Recipe) -> RunDirectory:
+def create_run(recipe: Recipe) -> tuple[RunDirectory, Recipe]:
     """Make the directory of a new run, ``NAME`` or the first free ``NAME-2``, ``NAME-3``, ….
 
-    A run never writes over another; the resolved recipe is written into it.
+    A run never writes over another; the recipe, with the name that it got, is written into it.
 
     Raises:
         HostError: the directory cannot be made.
@@ -67,8 +67,9 @@ def create_run(recipe: Recipe) -> RunDirectory:
             except FileExistsError:
                 continue
             run = RunDirectory(root)
-            _write_recipe(run.recipe, recipe.model_copy(update={"name": root.name}))
-            return run
+            named = recipe.model_copy(update={"name": root.name})
+            _write_recipe(run.recipe, named)
+            return run, named
     except OSError as error:
         raise HostError.from_os(error, doing="cannot make the run directory") from error
     raise AssertionError("count() ends never")

@@ -84,6 +84,11 @@ class Trainer:
         """The section this trainer was made with."""
         return self._section
 
+    @property
+    def model_path(self) -> Path:
+        """The folder that the policy started from."""
+        return self._model_path
+
     # --- steps ----------------------------------------------------------------
 
     def train_step(self, groups: Sequence[Group]) -> dict[str, float]:

@@ -1,0 +1,142 @@
+"""``palestra eval``: solve rate of an agent on tasks."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from palestra.cli.loop import run_cancellable
+from palestra.cli.terminal import Counter, say
+from palestra.config import AgentName, Recipe, SandboxName, parse_recipe
+from palestra.environment.agents.protocol import ModelEndpoint
+from palestra.errors import ConfigError, HostError
+from palestra.records import EpisodeResult, Outcome, Task
+from palestra.run.evaluate import EvaluationReport, model_endpoint, run_episodes
+from palestra.run.world import open_world
+from palestra.tasks.source import load_tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    recipe: Recipe
+    tasks: list[Task]
+    attempts: int
+    concurrency: int
+    out: Path | None
+
+
+def evaluate(
+    tasks: Annotated[str, typer.Argument(help="A task file, or katas:SPLIT?seed=&n=&level=.")],
+    agent: Annotated[AgentName, typer.Option(help="Agent that works on the tasks.")] = "mini",
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint of the model, ending in /v1.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Its name; without --base-url, a Hugging Face folder to serve."),
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the endpoint.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling; 0: greedy.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens that one turn may take.")] = 1024,
+    attempts: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 1,
+    prompt: Annotated[str | None, typer.Option(help="Prompt set, or a YAML's path.")] = None,
+    step_limit: Annotated[int, typer.Option(min=1, help="Model calls an episode.")] = 250,
+    sandbox: Annotated[SandboxName, typer.Option(help="Sandbox backend.")] = "auto",
+    images: Annotated[Path | None, typer.Option(help="Store of unpacked images.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at once.")] = 8,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first tasks.")] = None,
+    step_timeout: Annotated[float, typer.Option(help="Seconds for one command.")] = 600,
+    eval_timeout: Annotated[float, typer.Option(help="Seconds for the tests.")] = 1800,
+    max_context: Annotated[int, typer.Option(help="Context of a folder that is served.")] = 8192,
+    out: Annotated[Path | None, typer.Option(help="Folder for episodes.jsonl and report.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Let an agent work on every task, grade, and print the solve rate with its interval."""
+    if agent == "mini" and model is None:
+        raise ConfigError(
+            "the agent mini needs a model", hint="--base-url URL --model NAME, or --model FOLDER"
+        )
+    loaded = load_tasks(tasks, limit=limit)
+    recipe = parse_recipe(
+        {
+            "agent": {
+                "name": agent,
+                "step_limit": step_limit,
+                **({"prompt": prompt} if prompt else {}),
+            },
+            "sandbox": {"backend": sandbox, **({"images": images} if images else {})},
+            "environment": {"step_timeout_s": step_timeout, "eval_timeout_s": eval_timeout},
+            "model": {"max_context": max_context},
+            "sampling": {"max_new_tokens": min(max_tokens, max_context - 1)},
+        },
+        origin="options",
+    )
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError.from_os(error, doing="cannot make the output folder") from error
+    sampling = {"temperature": temperature, "max_tokens": max_tokens}
+    endpoint = (
+        ModelEndpoint(base_url=base_url, model=model, api_key=api_key, sampling=sampling)
+        if base_url and model
+        else None
+    )
+    job = _Job(recipe=recipe, tasks=loaded, attempts=attempts, concurrency=concurrency, out=out)
+    folder = Path(model) if model and not base_url else None
+    report = run_cancellable(_evaluate(job, endpoint, folder, sampling), stopping="stopping")
+    _print(report, as_json=as_json)
+    if any(e.outcome is Outcome.INFRA_ERROR for e in report.episodes):
+        raise typer.Exit(1)
+
+
+async def _evaluate(
+    job: _Job, endpoint: ModelEndpoint | None, folder: Path | None, sampling: dict[str, Any]
+) -> EvaluationReport:
+    solved = 0
+
+    async with AsyncExitStack() as stack:
+        runner = await open_world(job.recipe)
+        if folder is not None:
+            served = await stack.enter_async_context(model_endpoint(folder, job.recipe))
+            endpoint = replace(served, sampling=sampling)
+        counter = stack.enter_context(Counter("episodes", len(job.tasks) * job.attempts))
+
+        def on_episode(episode: EpisodeResult) -> None:
+            nonlocal solved
+            solved += episode.reward == 1.0
+            counter.advance(f"{solved} solved")
+
+        return await run_episodes(
+            runner,
+            job.tasks,
+            endpoint=endpoint,
+            attempts=job.attempts,
+            concurrency=job.concurrency,
+            out=job.out,
+            on_episode=on_episode,
+        )
+
+
+def _print(report: EvaluationReport, *, as_json: bool) -> None:
+    wire = report.to_wire()
+    if as_json:
+        typer.echo(orjson.dumps(wire, option=orjson.OPT_INDENT_2).decode())
+        return
+    for episode in report.episodes:
+        if episode.error is not None:
+            say(f"{episode.instance_id}: {episode.error}")
+    rate = wire["solve_rate"]
+    low, high = wire["ci95"] or (None, None)
+    outcomes = ", ".join(f"{count} {name}" for name, count in sorted(wire["outcomes"].items()))
+    if rate is None:
+        typer.echo(f"no episode could be graded: {outcomes}")
+    else:
+        typer.echo(f"solve rate {rate:.3f} (95 % interval {low:.3f} to {high:.3f}): {outcomes}")

@@ -1,0 +1,98 @@
+"""``palestra serve``: the environment server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from palestra.cli.loop import run_until_stopped
+from palestra.cli.terminal import say
+from palestra.config import AgentName, Recipe, SandboxName, load_recipe, parse_recipe
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 11000,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Take every setting from this recipe; options win.")
+    ] = None,
+    agent: Annotated[AgentName | None, typer.Option(help="Agent that works on tasks.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks that a request may name by id alone.")
+    ] = None,
+    sandbox: Annotated[SandboxName | None, typer.Option(help="Sandbox backend.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at once.")] = None,
+    step_timeout: Annotated[float | None, typer.Option(help="Seconds for one command.")] = None,
+    eval_timeout: Annotated[float | None, typer.Option(help="Seconds for the tests.")] = None,
+    step_limit: Annotated[int | None, typer.Option(min=1, help="Model calls an episode.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt set, or a YAML's path.")] = None,
+    policy_base_url: Annotated[
+        str | None, typer.Option(help="Policy endpoint of requests that name none.")
+    ] = None,
+    policy_model_name: Annotated[str, typer.Option(help="Model name sent to it.")] = "policy",
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="PALESTRA_TOKEN", help="Token that requests must carry."),
+    ] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    exit_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Answer POST /run: start a sandbox, let the agent work, grade, and send the episode."""
+    from palestra.run.serve import ServeOptions, serve_environment
+
+    settings = _settings(
+        load_recipe(recipe) if recipe else Recipe(),
+        {
+            "agent.name": agent,
+            "agent.step_limit": step_limit,
+            "agent.prompt": prompt,
+            "sandbox.backend": sandbox,
+            "environment.concurrency": concurrency,
+            "environment.step_timeout_s": step_timeout,
+            "environment.eval_timeout_s": eval_timeout,
+        },
+    )
+
+    def on_ready(url: str) -> None:
+        say(f"serving on {url}")
+        if ready_fd is not None:
+            os.write(ready_fd, f"{url}\n".encode())
+            os.close(ready_fd)
+
+    options = ServeOptions(
+        host=host,
+        port=port,
+        token=token or settings.environment.token,
+        tasks=tasks,
+        policy_base_url=policy_base_url,
+        policy_api_key=os.environ.get("POLICY_API_KEY"),
+        policy_model_name=policy_model_name,
+    )
+    run_until_stopped(
+        lambda stop: serve_environment(settings, options, on_ready=on_ready, stop=stop),
+        watch=_end_of_stdin if exit_with_parent else None,
+        stopping="stopping: waiting for episodes to end",
+    )
+
+
+def _settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    data = recipe.model_dump()
+    for key, value in changes.items():
+        if value is not None:
+            section, leaf = key.split(".")
+            data[section][leaf] = value
+    return parse_recipe(data, origin="options")
+
+
+async def _end_of_stdin() -> None:
+    """Return when the process that started us is gone: its end of our stdin closes."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(1024):
+        pass

@@ -1,0 +1,111 @@
+"""``palestra eval``: episodes on tasks, graded, with a solve rate and its interval."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from palestra.config import Recipe
+from palestra.environment.agents.protocol import ModelEndpoint
+from palestra.environment.episode import EpisodeRunner
+from palestra.learning.metrics import wilson_interval
+from palestra.records import EpisodeResult, Task
+from palestra.wire import episode_to_wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationReport:
+    """What the episodes came to; the rate is over those that have a verdict."""
+
+    episodes: tuple[EpisodeResult, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """Of every episode that has one."""
+        return tuple(e.reward for e in self.episodes if e.reward is not None)
+
+    @property
+    def solve_rate(self) -> float | None:
+        """Share solved; ``None`` when nothing could be graded."""
+        return sum(self.rewards) / len(self.rewards) if self.rewards else None
+
+    def to_wire(self) -> dict[str, Any]:
+        """The summary that ``--json`` prints."""
+        interval = wilson_interval(sum(r == 1.0 for r in self.rewards), len(self.rewards))
+        return {
+            "solve_rate": self.solve_rate,
+            "ci95": [interval.low, interval.high] if interval else None,
+            "outcomes": dict(Counter(str(e.outcome) for e in self.episodes)),
+            "episodes": [
+                {
+                    "instance_id": e.instance_id,
+                    "reward": e.reward,
+                    "outcome": str(e.outcome),
+                    "exit_status": e.exit_status,
+                    "error": e.error,
+                    "num_turns": e.num_turns,
+                    "total_s": e.timings.total_s,
+                }
+                for e in self.episodes
+            ],
+        }
+
+
+async def run_episodes(
+    runner: EpisodeRunner,
+    tasks: Sequence[Task],
+    *,
+    endpoint: ModelEndpoint | None,
+    attempts: int,
+    concurrency: int,
+    out: Path | None,
+    on_episode: Callable[[EpisodeResult], None],
+) -> EvaluationReport:
+    """Run ``attempts`` episodes of every task, at most ``concurrency`` at once.
+
+    Each episode is written to ``out/episodes.jsonl`` as it ends, so that nothing is
+    lost when the evaluation is stopped.
+    """
+    slots = asyncio.Semaphore(concurrency)
+    log = (out / "episodes.jsonl").open("ab") if out else None
+
+    async def attempt(task: Task) -> EpisodeResult:
+        async with slots:
+            episode = await runner.run(task, endpoint)
+        if log is not None:
+            log.write(orjson.dumps(episode_to_wire(episode), option=orjson.OPT_APPEND_NEWLINE))
+            log.flush()
+        on_episode(episode)
+        return episode
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(attempt(task)) for task in tasks for _ in range(attempts)]
+    finally:
+        if log is not None:
+            log.close()
+    report = EvaluationReport(episodes=tuple(task.result() for task in running))
+    if out is not None:
+        (out / "report.json").write_bytes(
+            orjson.dumps(report.to_wire(), option=orjson.OPT_INDENT_2)
+        )
+    return report
+
+
+@asynccontextmanager
+async def model_endpoint(folder: Path, recipe: Recipe) -> AsyncIterator[ModelEndpoint]:
+    """Serve a Hugging Face folder (a checkpoint) with the local engine, for one evaluation."""
+    from palestra.run.policy import load_tokenizer, local_engine, serving
+
+    async with (
+        local_engine(folder, recipe) as engine,
+        serving(engine, load_tokenizer(folder), recipe, name=folder.name) as url,
+    ):
+        yield ModelEndpoint(base_url=f"{url}/v1", model=folder.name)

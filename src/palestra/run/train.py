@@ -1,0 +1,180 @@
+"""``palestra train``: wires environment, gateway, engine, trainer and loop, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from palestra.config import Recipe
+from palestra.errors import CheckpointError
+from palestra.events import EventLog, EventSink
+from palestra.learning.loop import RunSummary, TrainingLoop
+from palestra.learning.progress import Progress
+from palestra.learning.rollouts.collector import RolloutCollector
+from palestra.learning.rollouts.environment_client import EnvironmentClient
+from palestra.learning.rollouts.gateway_client import GatewayClient
+from palestra.learning.rollouts.scheduler import RolloutScheduler
+from palestra.learning.rollouts.task_order import TaskOrder
+from palestra.learning.training import Checkpoint, CheckpointStore, Trainer
+from palestra.policy.engines.protocol import Engine
+from palestra.records import Task
+from palestra.run.directory import RunDirectory
+from palestra.run.environment import environment_url
+from palestra.run.heldout import HeldOutEvaluator
+from palestra.run.policy import load_tokenizer, local_engine, model_folder, serving
+from palestra.run.warmup import Warmup
+from palestra.run.watching import Watcher
+from palestra.tasks.source import load_tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTasks:
+    """The tasks of a run, loaded before anything starts."""
+
+    train: Sequence[Task]
+    heldout: Sequence[Task]
+    warmstart: Sequence[Task]
+
+
+def load_run_tasks(recipe: Recipe) -> RunTasks:
+    """Load every task that the recipe names.
+
+    Raises:
+        TaskError: a source is unknown or a row is broken.
+    """
+    return RunTasks(
+        train=load_tasks(recipe.tasks.train),
+        heldout=load_tasks(recipe.tasks.heldout) if recipe.tasks.heldout else (),
+        warmstart=load_tasks(recipe.warmstart.tasks) if recipe.warmstart.steps else (),
+    )
+
+
+async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Watcher) -> RunSummary:
+    """Run a recipe to its end, from its newest checkpoint if it has one.
+
+    Cancelling it checkpoints what is complete and stops everything that it started.
+
+    Raises:
+        PalestraError: what cannot go on, by its type.
+    """
+    async with AsyncExitStack() as stack:
+        events = stack.enter_context(EventLog(run.events))
+        environment = await stack.enter_async_context(_environment(recipe, run))
+        store = CheckpointStore(run.checkpoints, recipe.checkpoints.keep_last, events=events)
+        watcher.say("loading the model")
+        trainer, checkpoint = await asyncio.to_thread(_trainer, recipe, run, tasks, store)
+        if checkpoint is None:
+            tokenizer = load_tokenizer(trainer.model_path)
+            warmup = Warmup(recipe, tasks.warmstart, tokenizer, environment, watcher, events)
+            await warmup.run(trainer)
+            checkpoint = await asyncio.to_thread(_first_checkpoint, trainer, store)
+        progress = Progress.from_wire(checkpoint.progress)
+        engine = await stack.enter_async_context(local_engine(checkpoint.model, recipe))
+        gateway = await stack.enter_async_context(_gateway(engine, checkpoint.model, recipe))
+        collector = RolloutCollector(
+            environment,
+            gateway,
+            sampling=recipe.sampling,
+            infra_retries=recipe.rollouts.infra_retries,
+            seed=recipe.seed,
+            events=events,
+        )
+        scheduler = await stack.enter_async_context(
+            _scheduler(recipe, tasks, collector, progress, watcher, events)
+        )
+        evaluator = HeldOutEvaluator(tasks.heldout, environment, gateway, recipe, watcher)
+        loop: TrainingLoop[Trainer] = TrainingLoop(
+            run_dir=run.root,
+            batches=scheduler,
+            learner=trainer,
+            publisher=engine,
+            checkpoints=store,
+            checkpointing=recipe.checkpoints,
+            evaluator=evaluator if tasks.heldout else None,
+            evaluation=recipe.evaluation,
+            progress=progress,
+            events=events,
+            observer=watcher,
+        )
+        return await loop.run(recipe.training.steps)
+
+
+@asynccontextmanager
+async def _environment(recipe: Recipe, run: RunDirectory) -> AsyncIterator[EnvironmentClient]:
+    section = recipe.environment
+    longest_s = (
+        section.start_timeout_s * 2 + section.episode_timeout_s + section.eval_timeout_s
+    ) * 4  # a request may also wait in the server's queue
+    async with (
+        environment_url(section, run) as url,
+        EnvironmentClient(url, section.token, timeout_s=longest_s) as client,
+    ):
+        await client.health()
+        yield client
+
+
+@asynccontextmanager
+async def _gateway(engine: Engine, folder: Path, recipe: Recipe) -> AsyncIterator[GatewayClient]:
+    async with (
+        serving(engine, load_tokenizer(folder), recipe, name="policy") as url,
+        GatewayClient(url) as client,
+    ):
+        yield client
+
+
+def _scheduler(
+    recipe: Recipe,
+    tasks: RunTasks,
+    collector: RolloutCollector,
+    progress: Progress,
+    watcher: Watcher,
+    events: EventSink,
+) -> RolloutScheduler:
+    order = TaskOrder(
+        tasks.train,
+        seed=recipe.seed,
+        shuffle=recipe.tasks.shuffle,
+        position=progress.scheduler.position,
+        quarantined=progress.scheduler.quarantined,
+    )
+    return RolloutScheduler(
+        collector=collector,
+        order=order,
+        section=recipe.rollouts,
+        run=recipe.name,
+        concurrency=recipe.environment.concurrency,
+        pending=progress.scheduler.pending,
+        events=events,
+        observer=watcher,
+    )
+
+
+def _trainer(
+    recipe: Recipe, run: RunDirectory, tasks: RunTasks, store: CheckpointStore
+) -> tuple[Trainer, Checkpoint | None]:
+    folder = model_folder(
+        recipe.model, run.start_model, (*tasks.train, *tasks.warmstart), recipe.seed
+    )
+    trainer = Trainer(
+        folder,
+        model=recipe.model,
+        training=recipe.training,
+        truncated=recipe.rollouts.truncated,
+        seed=recipe.seed,
+    )
+    checkpoint = store.latest()
+    if checkpoint is not None:
+        store.load(checkpoint, trainer)
+    return trainer, checkpoint
+
+
+def _first_checkpoint(trainer: Trainer, store: CheckpointStore) -> Checkpoint:
+    # What the engine starts from, and what a run that is killed in its first step goes back to.
+    store.save(0, trainer, Progress(version=trainer.version).to_wire())
+    checkpoint = store.latest()
+    if checkpoint is None:
+        raise CheckpointError("the first checkpoint is gone right after it was written")
+    return checkpoint

@@ -1,0 +1,116 @@
+"""The warm start: demonstrations as real episodes, then supervised steps on their tokens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from palestra.config import Recipe
+from palestra.errors import InfraError
+from palestra.events import EventSink
+from palestra.learning.rollouts.collector import RolloutCollector
+from palestra.learning.rollouts.gateway_client import GatewayClient
+from palestra.learning.rollouts.protocol import Environment
+from palestra.learning.training import Trainer, warm_start
+from palestra.policy.engines.scripted import ScriptedEngine
+from palestra.records import Outcome, Task, TokenPath
+from palestra.run.demonstrations import teacher
+from palestra.run.policy import serving
+from palestra.run.watching import Watcher
+
+
+class Warmup:
+    """Makes demonstrations with a scripted policy and fits the trainer to them.
+
+    Args:
+        recipe: its ``warmstart`` section says how long and on which tasks.
+        tasks: to demonstrate.
+        tokenizer: of the model.
+        environment: runs the episodes.
+        watcher: is told of each step.
+        events: told of each step (``warmstart``).
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tasks: Sequence[Task],
+        tokenizer: Any,
+        environment: Environment,
+        watcher: Watcher,
+        events: EventSink,
+    ) -> None:
+        self._recipe = recipe
+        self._tasks = tasks
+        self._tokenizer = tokenizer
+        self._environment = environment
+        self._watcher = watcher
+        self._events = events
+
+    async def run(self, trainer: Trainer) -> None:
+        """Do all supervised steps; none if the recipe has none.
+
+        Raises:
+            InfraError: no demonstration solved its task.
+        """
+        if not self._recipe.warmstart.steps:
+            return
+        self._watcher.say(f"demonstrating {len(self._tasks)} tasks")
+        paths = await self._demonstrate()
+        self._watcher.say(f"warming up on {len(paths)} demonstrations")
+        steps = warm_start(trainer, paths, self._recipe.warmstart, self._recipe.seed)
+        number = 0
+        try:
+            while (metrics := await asyncio.to_thread(_next, steps)) is not None:
+                number += 1
+                self._events.emit("warmstart", step=number, metrics=metrics)
+                self._watcher.on_warmup(number, metrics)
+        finally:
+            steps.close()
+
+    async def _demonstrate(self) -> list[TokenPath]:
+        tokenizer = self._tokenizer
+        engine = ScriptedEngine(
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
+            teacher(self._tasks),
+            stop_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+            max_context=self._recipe.model.max_context,
+        )
+        async with (
+            serving(engine, tokenizer, self._recipe, name="teacher") as url,
+            GatewayClient(url) as gateway,
+        ):
+            collector = RolloutCollector(
+                self._environment, gateway, sampling=self._recipe.sampling, events=self._events
+            )
+            slots = asyncio.Semaphore(self._recipe.environment.concurrency)
+
+            async def demonstrate(number: int, task: Task) -> Sequence[TokenPath]:
+                async with slots:
+                    rollout = await collector.collect(task, f"demonstration-{number}")
+                if rollout.episode.outcome is Outcome.SOLVED:
+                    return rollout.trace.paths()
+                self._events.emit(
+                    "demonstration.failed",
+                    instance_id=task.instance_id,
+                    outcome=rollout.episode.outcome.value,
+                    error=rollout.episode.error,
+                )
+                return ()
+
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(demonstrate(*item)) for item in enumerate(self._tasks)]
+        paths = [path for task in running for path in task.result()]
+        if not paths:
+            raise InfraError(
+                f"none of {len(self._tasks)} demonstrations solved its task",
+                hint="the event log says how each ended",
+            )
+        return paths
+
+
+def _next(steps: Any) -> Mapping[str, float] | None:
+    # A StopIteration cannot cross a thread's future.
+    return next(steps, None)
