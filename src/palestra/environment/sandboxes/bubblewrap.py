@@ -1,0 +1,237 @@
+"""The bubblewrap backend: sandboxes without a daemon, on unpacked images or the host's userland."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from palestra.environment.sandboxes.arguments import Bind, Blueprint, bwrap_command
+from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
+from palestra.environment.sandboxes.channel import MOUNT_POINT, shell_arguments
+from palestra.environment.sandboxes.images import ImageStore
+from palestra.environment.sandboxes.launch import (
+    Launch,
+    StartFailure,
+    has_program,
+    uninterrupted,
+)
+from palestra.environment.sandboxes.layers import LayerCache
+from palestra.environment.sandboxes.limits import Limiter, find_limiter
+from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
+from palestra.environment.sandboxes.reaper import Leases, reap
+from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
+from palestra.environment.sandboxes.userland import (
+    build_hosts_layer,
+    build_skeleton,
+    userland_binds,
+    userland_env,
+)
+from palestra.errors import HostError, ImageError, SandboxStartError, SandboxUnavailable
+from palestra.records import HOST_IMAGE
+
+_NO_WORKDIR = 66  # as the shell's script says
+_CHECK_TIMEOUT_S = 30.0
+_IMAGE_ENV = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What a sandbox stands on."""
+
+    layers: tuple[Path, ...]
+    env: Mapping[str, str]
+    shell: str
+    binds: tuple[Bind, ...] = ()
+    folders: tuple[str, ...] = ()
+    ids: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tools:
+    bwrap: Bwrap
+    limiter: Limiter
+
+
+class BubblewrapBackend:
+    """Starts bubblewrap sandboxes.
+
+    What a sandbox writes lives in memory and ends with it. Its disk limit is
+    therefore the smaller of ``disk_bytes`` and half of ``memory_bytes``: a full disk
+    must leave room to run, and fail as a full disk does.
+
+    Args:
+        store: the unpacked images; ``None``: only the host's userland.
+        state_dir: leases, run folders and cached layers; one for all servers of a
+            user, on a local file system.
+        start_timeout_s: seconds to start one sandbox.
+        bwrap: the program; ``None``: found at the first use.
+        limiter: the limits' mechanism; ``None``: found at the first use.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ImageStore | None,
+        state_dir: Path,
+        start_timeout_s: float = 60.0,
+        bwrap: Bwrap | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self._store = store
+        self._state_dir = state_dir.absolute()
+        self._start_timeout_s = start_timeout_s
+        self._bwrap = bwrap
+        self._limiter = limiter
+        self._leases = Leases(self._state_dir)
+        self._layers = LayerCache(self._state_dir / "layers")
+        self._preparing = asyncio.Lock()
+        self._tools: _Tools | None = None
+
+    @property
+    def name(self) -> str:
+        """``bubblewrap``."""
+        return "bubblewrap"
+
+    async def check(self) -> None:
+        """Prove by a trial start that sandboxes work on this machine.
+
+        Raises:
+            SandboxUnavailable: they do not; says why and what to do.
+            HostError: the state folder cannot be written.
+        """
+        spec = SandboxSpec(image=HOST_IMAGE, workdir="/tmp")
+        try:
+            async with self.start(spec) as sandbox:
+                result = await sandbox.run("echo works", timeout_s=_CHECK_TIMEOUT_S)
+        except StartFailure as failure:
+            raise (
+                explain_failure(failure.stderr)
+                or SandboxUnavailable(f"bubblewrap does not work here: {failure.message}")
+            ) from None
+        if result.output != "works\n":
+            raise SandboxUnavailable(
+                f"a trial sandbox answered {result.output[:200]!r} (exit {result.exit_code})"
+            )
+
+    @asynccontextmanager
+    async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
+        """Start a sandbox; leaving the context removes everything it made.
+
+        Raises (on entry):
+            ImageError: ``spec.image`` is unknown or broken.
+            SandboxStartError: it did not come up.
+            SandboxUnavailable: there is no usable bwrap.
+            HostError: the state folder cannot be written.
+        """
+        tools = await self._prepare()
+        sandbox_id = secrets.token_hex(6)
+        ground = self._ground(spec)
+        group = tools.limiter.group(sandbox_id, spec.limits)
+        launch = self._open_launch(sandbox_id, ground, tuple(map(str, group.paths)))
+        try:
+            init_pid = await self._start(launch, tools, spec, ground, sandbox_id)
+            group.admit(init_pid)
+            yield BubblewrapSandbox(
+                sandbox_id=sandbox_id,
+                workdir=spec.workdir,
+                channel=launch.channel,
+                limits=group,
+                init_pid=init_pid,
+            )
+        finally:
+            await uninterrupted(launch.stop())
+
+    async def _prepare(self) -> _Tools:
+        """Find the tools and clear up after dead owners, once."""
+        async with self._preparing:
+            if self._tools is None:
+                tools = _Tools(
+                    bwrap=self._bwrap or find_bwrap(), limiter=self._limiter or find_limiter()
+                )
+                await reap(self._state_dir)
+                in_use = {key for lease in self._leases.all() for key in lease.layers}
+                self._layers.evict(in_use)
+                self._tools = tools
+            return self._tools
+
+    def _open_launch(self, sandbox_id: str, ground: _Ground, cgroups: tuple[str, ...]) -> Launch:
+        layers = tuple(layer.name for layer in ground.layers)
+        try:
+            lease = self._leases.open(sandbox_id=sandbox_id, layers=layers, cgroups=cgroups)
+        except OSError as error:
+            raise HostError.from_os(error, doing="cannot write the sandboxes' state") from error
+        return Launch(self._leases, lease, has_bash=ground.shell.endswith("bash"))
+
+    async def _start(
+        self, launch: Launch, tools: _Tools, spec: SandboxSpec, ground: _Ground, sandbox_id: str
+    ) -> int:
+        blueprint = Blueprint(
+            layers=ground.layers,
+            scratch=launch.scratch,
+            disk_bytes=min(spec.limits.disk_bytes, spec.limits.memory_bytes // 2),
+            binds=(*ground.binds, Bind(source=str(launch.shared), target=MOUNT_POINT)),
+            folders=ground.folders,
+            env={**ground.env, **spec.env},
+            uid=ground.ids[0],
+            gid=ground.ids[1],
+            network=spec.network,
+        )
+        shell = shell_arguments(sandbox_id=sandbox_id, workdir=spec.workdir, shell=ground.shell)
+        command_for = partial(_command, tools.bwrap.path, blueprint, shell)
+        try:
+            return await launch.start(command_for, timeout_s=self._start_timeout_s)
+        except StartFailure as failure:
+            if failure.returned == _NO_WORKDIR:
+                raise SandboxStartError(
+                    f"the image {spec.image} has no directory {spec.workdir}"
+                ) from None
+            raise
+
+    def _ground(self, spec: SandboxSpec) -> _Ground:
+        if not spec.workdir.startswith("/"):
+            raise SandboxStartError(f"the working directory {spec.workdir!r} is not absolute")
+        if spec.image == HOST_IMAGE:
+            return self._host_ground(spec)
+        return self._image_ground(spec)
+
+    def _host_ground(self, spec: SandboxSpec) -> _Ground:
+        skeleton = self._layers.get("skeleton-1", build_skeleton)
+        hosts = self._layers.get("hosts-1", build_hosts_layer)
+        return _Ground(
+            layers=(skeleton, hosts, *self._files(spec)),
+            env=userland_env(),
+            shell="/bin/bash" if has_program(Path("/"), "bash") else "/bin/sh",
+            binds=userland_binds(network=spec.network),
+            folders=(spec.workdir,),
+        )
+
+    def _image_ground(self, spec: SandboxSpec) -> _Ground:
+        if self._store is None:
+            raise ImageError(f"no store of unpacked images is set: cannot find {spec.image}")
+        image = self._store.resolve(spec.image)
+        binds = []
+        if spec.network:
+            binds.append(Bind(source="/etc/resolv.conf", target="/etc/resolv.conf", optional=True))
+        hosts = self._layers.get("hosts-1", build_hosts_layer)
+        return _Ground(
+            layers=(image.rootfs, hosts, *self._files(spec)),
+            env={**_IMAGE_ENV, **image.env},
+            shell="/bin/bash" if has_program(image.rootfs, "bash") else "/bin/sh",
+            binds=tuple(binds),
+            ids=image.user_ids,
+        )
+
+    def _files(self, spec: SandboxSpec) -> tuple[Path, ...]:
+        return (self._layers.repository(spec.workdir, spec.files),) if spec.files else ()
+
+
+def _command(bwrap: Path, blueprint: Blueprint, shell: list[str], info_fd: int) -> list[str]:
+    return bwrap_command(bwrap, blueprint, shell, info_fd=info_fd)

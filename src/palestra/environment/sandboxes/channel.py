@@ -1,0 +1,352 @@
+"""A shell kept open inside a sandbox, and the commands that it starts one by one.
+
+The shell is pid 1 of the sandbox, so no command can kill it. It reads one line a
+command from its stdin (``NUMBER HOW``), finds the command's text in a folder that
+is bound read-only into the sandbox, starts a fresh process for it in a session of
+its own, with stdout and stderr on a FIFO in that folder, and answers
+``NUMBER STATUS`` on its own stdout, which commands do not inherit.
+
+What is inside is hostile: everything that arrives here is bytes to be bounded and
+parsed, and the host opens only paths in its own folder, which the inside cannot write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from palestra.environment.sandboxes import processes
+from palestra.environment.sandboxes.output import HeadAndTail
+from palestra.errors import SandboxDied, SandboxError
+
+MOUNT_POINT = "/dev/palestra"
+"""Where the channel's folder appears inside."""
+
+# MAX_ARG_STRLEN is 128 KiB; longer commands run as a script file.
+_MAX_ARGUMENT_BYTES = 100_000
+_CHUNK_BYTES = 1 << 16
+_CHUNKS_A_TURN = 16
+_MAX_STATUS_LINE_BYTES = 64
+_GRACE_S = 0.05
+_KILL_INTERVAL_S = 0.5
+_NUM_KILLS = 20
+_MAX_DISCARDED_BYTES = 64 << 20
+_MAX_DISCARDING = 16
+
+# Traps, not ignores: a handler is reset in what the shell starts, an ignored signal
+# stays ignored. The OOM killer shall choose a command before the shell.
+_LOOP = """
+trap : HUP INT QUIT TERM USR1 USR2 PIPE ALRM
+cd -- "$2" || exit 66
+session=; if type setsid >/dev/null 2>&1; then session=setsid; fi
+echo ready
+exec 2>/dev/null
+while :; do
+  read -r number how || { [ $? -gt 128 ] && continue; exit 0; }
+  cd -- "$2" || cd /
+  (
+    echo 500 >/proc/self/oom_score_adj
+    exec </dev/null >"$1/$number.out" 2>&1
+    case $how in
+      text) IFS= read -r -d '' text <"$1/$number.in"; exec $session "$3" -c "$text" "${3##*/}" ;;
+      file) exec $session "$3" "$1/$number.in" ;;
+    esac
+  )
+  echo "$number $?"
+done
+"""
+
+
+def shell_arguments(*, sandbox_id: str, workdir: str, shell: str) -> list[str]:
+    """The command line of the sandbox's pid 1; ``shell`` is a path inside."""
+    quiet = ["--norc", "--noprofile"] if shell.endswith("bash") else []
+    return [shell, *quiet, "-c", _LOOP, f"palestra-{sandbox_id}", MOUNT_POINT, workdir, shell]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a command ended: its exit code (-1: timed out) and what it printed."""
+
+    exit_code: int
+    timed_out: bool
+    output: HeadAndTail
+    duration_s: float
+
+
+class Channel:
+    """Runs commands through the shell, one at a time.
+
+    Args:
+        control_fd: writes to the shell's stdin; owned by the channel from now on.
+        status_fd: reads the shell's stdout; owned by the channel from now on.
+        folder: the host side of :data:`MOUNT_POINT`.
+        has_bash: whether the shell is bash; else commands run as script files.
+    """
+
+    def __init__(self, *, control_fd: int, status_fd: int, folder: Path, has_bash: bool) -> None:
+        self._control_fd = control_fd
+        self._status_fd = status_fd
+        self._folder = folder
+        self._has_bash = has_bash
+        self._loop = asyncio.get_running_loop()
+        self._turn = asyncio.Lock()
+        self._number = 0
+        self._init_pid: int | None = None
+        self._init_fd: int | None = None
+        self._pending = b""
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._status: asyncio.Future[int] | None = None
+        self._discarding: list[_OutputPipe] = []
+        self._death: str | None = None
+        self._closed = False
+        os.set_blocking(control_fd, False)
+        os.set_blocking(status_fd, False)
+        self._loop.add_reader(status_fd, self._read_status)
+
+    @property
+    def folder(self) -> Path:
+        """The host's folder that the sandbox sees at :data:`MOUNT_POINT`."""
+        return self._folder
+
+    async def wait_ready(self) -> None:
+        """Wait until the shell takes commands.
+
+        Raises:
+            SandboxDied: it ended instead.
+        """
+        await asyncio.shield(self._ready)
+
+    def watch(self, init_pid: int, init_fd: int) -> None:
+        """Learn the shell's pid on the host and its pidfd (owned from now on)."""
+        self._init_pid = init_pid
+        self._init_fd = init_fd
+        self._loop.add_reader(init_fd, self._on_init_exit)
+
+    async def run(
+        self, command: str | bytes, *, timeout_s: float, output_limit_bytes: int
+    ) -> Finished:
+        """Run one command; on time-out kill it and return what it printed so far.
+
+        Raises:
+            SandboxDied: the sandbox is gone, before or in the middle.
+        """
+        async with self._turn:
+            self._check()
+            self._number += 1
+            output = HeadAndTail(output_limit_bytes)
+            started_s = time.monotonic()
+            with self._laid_out(command, output.feed) as (line, pipe):
+                self._send(line)
+                exit_code, timed_out = await self._status_within(timeout_s)
+                await pipe.drain(grace_s=_GRACE_S)
+            return Finished(
+                exit_code=exit_code,
+                timed_out=timed_out,
+                output=output,
+                duration_s=time.monotonic() - started_s,
+            )
+
+    def kill_commands(self) -> bool:
+        """Kill everything inside but the shell; tell whether nothing can be left."""
+        return self._init_pid is None or processes.kill_all_but(self._init_pid)
+
+    def close(self) -> None:
+        """Give back every file descriptor; commands in flight end with ``SandboxDied``."""
+        if self._closed:
+            return
+        self._die("it was stopped")
+        self._closed = True
+        for pipe in self._discarding:
+            pipe.close()
+        self._discarding.clear()
+        self._loop.remove_reader(self._status_fd)
+        os.close(self._status_fd)
+        os.close(self._control_fd)
+        if self._init_fd is not None:
+            self._loop.remove_reader(self._init_fd)
+            os.close(self._init_fd)
+
+    async def _status_within(self, timeout_s: float) -> tuple[int, bool]:
+        """Wait for the status of the command in flight: (exit code, whether it timed out)."""
+        status = self._status
+        assert status is not None
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(asyncio.shield(status), timeout_s), False
+        # Again and again: the shell may start the command only after the first kill.
+        for _ in range(_NUM_KILLS):
+            if not self.kill_commands():
+                raise self._die("its processes could not be killed")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(status), _KILL_INTERVAL_S)
+                return -1, True
+        raise self._die("its shell no longer answers")
+
+    @contextmanager
+    def _laid_out(
+        self, command: str | bytes, feed: Callable[[bytes], None]
+    ) -> Iterator[tuple[bytes, _OutputPipe]]:
+        """Lay the command's text and FIFO into the folder; yield the shell's line and the pipe."""
+        # No argument can hold a NUL; bash drops them from scripts as well.
+        text = command.encode("utf-8", "replace") if isinstance(command, str) else command
+        text = text.replace(b"\0", b"")
+        how = "text" if self._has_bash and len(text) <= _MAX_ARGUMENT_BYTES else "file"
+        source = self._folder / f"{self._number}.in"
+        fifo = self._folder / f"{self._number}.out"
+        pipe: _OutputPipe | None = None
+        self._status = self._loop.create_future()
+        try:
+            write_new(source, text)
+            os.mkfifo(fifo, 0o600)
+            pipe = _OutputPipe(fifo, feed)
+            yield f"{self._number} {how}\n".encode(), pipe
+        except asyncio.CancelledError:
+            # A command that has not opened its FIFO yet fails to, once that is gone.
+            self.kill_commands()
+            raise
+        except OSError as error:
+            raise SandboxError(f"cannot hand a command to the sandbox: {error}") from error
+        finally:
+            self._status = None
+            source.unlink(missing_ok=True)
+            fifo.unlink(missing_ok=True)
+            if pipe is not None:
+                self._retire(pipe)
+
+    def _send(self, line: bytes) -> None:
+        try:
+            # One short line into an empty pipe: never partial, never blocking.
+            os.write(self._control_fd, line)
+        except OSError as error:
+            raise self._die(f"its shell takes no commands ({error.strerror})") from None
+
+    def _read_status(self) -> None:
+        try:
+            data = os.read(self._status_fd, 4096)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._status_fd)
+            self._die("its shell ended")
+            return
+        *lines, self._pending = (self._pending + data).split(b"\n")
+        for line in lines:
+            self._take_status(line)
+        if len(self._pending) > _MAX_STATUS_LINE_BYTES:
+            self._die("its shell talks nonsense")
+
+    def _take_status(self, line: bytes) -> None:
+        if line == b"ready":
+            if not self._ready.done():
+                self._ready.set_result(None)
+            return
+        number, _, code = line.partition(b" ")
+        if self._status is None or self._status.done() or number != b"%d" % self._number:
+            return  # of a command that was cancelled
+        if code.isdigit() and int(code) < 256:
+            self._status.set_result(int(code))
+
+    def _on_init_exit(self) -> None:
+        assert self._init_fd is not None
+        self._loop.remove_reader(self._init_fd)
+        self._die("its first process ended")
+
+    def _die(self, why: str) -> SandboxDied:
+        self._death = self._death or why
+        for future in (self._ready, self._status):
+            if future is not None and not future.done():
+                future.set_exception(self._died())
+                future.exception()  # seen: nobody may be waiting any more
+        return self._died()
+
+    def _died(self) -> SandboxDied:
+        return SandboxDied(f"the sandbox is gone: {self._death}")
+
+    def _check(self) -> None:
+        if self._death is not None:
+            raise self._died()
+
+    def _retire(self, pipe: _OutputPipe) -> None:
+        """Close the pipe, or keep it drained for the children that still write to it.
+
+        Closing it would kill a server that was started in the background and logs.
+        """
+        self._discarding = [old for old in self._discarding if not old.ended]
+        if pipe.ended or self._closed or self._death is not None:
+            pipe.close()
+            return
+        while len(self._discarding) >= _MAX_DISCARDING:
+            self._discarding.pop(0).close()
+        pipe.discard(_MAX_DISCARDED_BYTES)
+        self._discarding.append(pipe)
+
+
+class _OutputPipe:
+    """The reading end of a command's FIFO; reads on the event loop."""
+
+    def __init__(self, path: Path, feed: Callable[[bytes], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._feed: Callable[[bytes], None] | None = feed
+        self._budget_bytes: int | None = None
+        self._end = asyncio.Event()
+        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._loop.add_reader(self._fd, self._read)
+
+    @property
+    def ended(self) -> bool:
+        """Whether every writer is gone, or we closed."""
+        return self._end.is_set()
+
+    async def drain(self, *, grace_s: float) -> None:
+        """Read what is there; wait a little for the end where children keep it open."""
+        self._read()
+        if self.ended:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._end.wait(), grace_s)
+        if not self.ended:
+            self._read()
+
+    def discard(self, budget_bytes: int) -> None:
+        """Keep reading, throw away, and close after ``budget_bytes``."""
+        self._feed = None
+        self._budget_bytes = budget_bytes
+
+    def close(self) -> None:
+        """Stop reading; who still writes gets EPIPE."""
+        if self._fd < 0:
+            return
+        self._loop.remove_reader(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        self._end.set()
+
+    def _read(self) -> None:
+        # Bounded, so that one chatty sandbox does not starve the others.
+        for _ in range(_CHUNKS_A_TURN):
+            if self._fd < 0:
+                return
+            try:
+                data = os.read(self._fd, _CHUNK_BYTES)
+            except BlockingIOError:
+                return
+            if not data:
+                self.close()
+                return
+            if self._feed is not None:
+                self._feed(data)
+            elif self._budget_bytes is not None:
+                self._budget_bytes -= len(data)
+                if self._budget_bytes < 0:
+                    self.close()
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write ``data`` to a file that must not exist yet, through no symlink."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)

@@ -1,0 +1,184 @@
+"""One bwrap from its start to the removal of everything it made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from palestra.environment.sandboxes import processes
+from palestra.environment.sandboxes.channel import Channel
+from palestra.environment.sandboxes.reaper import Lease, Leases
+from palestra.errors import SandboxDied, SandboxStartError
+
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.002
+_MAX_COMPLAINT_BYTES = 4096
+
+
+class StartFailure(SandboxStartError):
+    """bwrap or the shell in it did not come up; keeps what bwrap said."""
+
+    def __init__(self, message: str, *, exit_code: int | None, stderr: str) -> None:
+        super().__init__(message)
+        self.returned = exit_code
+        self.stderr = stderr
+
+
+class Launch:
+    """The processes, the run folder and the lease of one sandbox.
+
+    Args:
+        leases: where its lease is kept.
+        lease: the lease, already on disk, with its run folder made.
+        has_bash: whether the shell inside is bash.
+    """
+
+    def __init__(self, leases: Leases, lease: Lease, *, has_bash: bool) -> None:
+        self._leases = leases
+        self._lease = lease
+        self._has_bash = has_bash
+        self._folder = leases.run_folder(lease.sandbox_id)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self.scratch = self._folder / "scratch"
+        self.shared = self._folder / "channel"
+
+    @property
+    def channel(self) -> Channel:
+        """The way in; only after :meth:`start`."""
+        assert self._channel is not None
+        return self._channel
+
+    async def start(self, command_for: Callable[[int], Sequence[str]], *, timeout_s: float) -> int:
+        """Start bwrap and wait until the shell inside takes commands.
+
+        Args:
+            command_for: gives the command line, from the descriptor on which bwrap
+                shall tell the pid of the sandbox's pid 1.
+            timeout_s: for all of it.
+
+        Returns:
+            The host's pid of the sandbox's pid 1.
+
+        Raises:
+            StartFailure: it did not come up.
+        """
+        self.scratch.mkdir(mode=0o755)
+        self.shared.mkdir(mode=0o755)
+        info_fd = self._spawn(command_for)
+        try:
+            await asyncio.wait_for(self.channel.wait_ready(), timeout_s)
+            return self._adopt(os.read(info_fd, 4096))
+        except TimeoutError:
+            raise self._failure(f"the sandbox did not come up in {timeout_s:g} s") from None
+        except SandboxDied:
+            await self._exited()
+            raise self._failure("the sandbox did not come up") from None
+        finally:
+            os.close(info_fd)
+
+    async def stop(self) -> None:
+        """Kill every process and remove everything; safe in any state, and twice."""
+        if self._process is not None:
+            # Not reaped yet, so neither the pid nor the group can be anybody else's.
+            if self._process.poll() is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+            for process in self._lease.processes:
+                processes.kill(process)
+            await self._exited()
+        if self._channel is not None:
+            self._channel.close()
+        await self._leases.close(self._lease)
+
+    def _spawn(self, command_for: Callable[[int], Sequence[str]]) -> int:
+        control, status, info = os.pipe(), os.pipe(), os.pipe()
+        try:
+            with (self._folder / "stderr").open("wb") as stderr:
+                self._process = subprocess.Popen(
+                    command_for(info[1]),
+                    stdin=control[0],
+                    stdout=status[1],
+                    stderr=stderr,
+                    pass_fds=(info[1],),
+                    cwd="/",
+                    env={},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            for fd in (control[1], status[0], info[0]):
+                os.close(fd)
+            raise StartFailure(
+                f"bwrap cannot be started: {error}", exit_code=None, stderr=""
+            ) from error
+        finally:
+            for fd in (control[0], status[1], info[1]):
+                os.close(fd)
+        self._lease = self._leases.add_process(self._lease, self._process.pid)
+        self._channel = Channel(
+            control_fd=control[1],
+            status_fd=status[0],
+            folder=self.shared,
+            has_bash=self._has_bash,
+        )
+        return info[0]
+
+    def _adopt(self, info: bytes) -> int:
+        """Take the pid of the sandbox's pid 1 from bwrap's word, and make sure it is that."""
+        try:
+            said = json.loads(info)
+            pid, namespace = int(said["child-pid"]), int(said["pid-namespace"])
+        except (ValueError, KeyError, TypeError):
+            raise self._failure(f"bwrap did not tell the sandbox's pid: {info!r}") from None
+        fd = processes.open_pidfd(pid)
+        if fd is None:
+            raise self._failure("the sandbox ended at once")
+        self.channel.watch(pid, fd)
+        if processes.pid_namespace(pid) != namespace:
+            raise self._failure("the sandbox ended at once")
+        self._lease = self._leases.add_process(self._lease, pid)
+        return pid
+
+    async def _exited(self) -> None:
+        """Wait until bwrap and the sandbox's pid 1 are gone, and reap ours."""
+        assert self._process is not None
+        deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            done = self._process.poll() is not None
+            if done and not any(map(processes.is_alive, self._lease.processes)):
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _failure(self, message: str) -> StartFailure:
+        text = ""
+        with suppress(OSError), (self._folder / "stderr").open("rb") as file:
+            text = file.read(_MAX_COMPLAINT_BYTES).decode("utf-8", "replace").strip()
+        code = self._process.poll() if self._process is not None else None
+        return StartFailure(f"{message}: {text}" if text else message, exit_code=code, stderr=text)
+
+
+async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Finish ``work`` even when cancelled meanwhile; the cancellation follows it."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def has_program(rootfs: Path, name: str) -> bool:
+    """Whether an unpacked root file system seems to have a program (nothing is run)."""
+    return any(os.path.lexists(rootfs / folder / name) for folder in ("bin", "usr/bin"))

@@ -1,0 +1,154 @@
+"""A live sandbox of the bubblewrap backend."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+import shlex
+
+from palestra.environment.sandboxes.channel import MOUNT_POINT, Channel, Finished, write_new
+from palestra.environment.sandboxes.limits import LimitGroup
+from palestra.environment.sandboxes.protocol import CommandResult
+from palestra.errors import SandboxError
+
+FILE_TIMEOUT_S = 120.0
+"""Seconds that reading or writing one file may take."""
+_NO_FILE = 44
+_DISK_IS_FULL_BYTES = 1 << 16
+
+
+class BubblewrapSandbox:
+    """Commands and files through the channel, limits by their group."""
+
+    def __init__(
+        self,
+        *,
+        sandbox_id: str,
+        workdir: str,
+        channel: Channel,
+        limits: LimitGroup,
+        init_pid: int,
+    ) -> None:
+        self._sandbox_id = sandbox_id
+        self._workdir = workdir
+        self._channel = channel
+        self._limits = limits
+        self._init_pid = init_pid
+
+    @property
+    def sandbox_id(self) -> str:
+        """Short unique id; what clean-up goes by."""
+        return self._sandbox_id
+
+    @property
+    def workdir(self) -> str:
+        """Absolute directory in which commands start."""
+        return self._workdir
+
+    @property
+    def init_pid(self) -> int:
+        """The host's pid of the sandbox's pid 1."""
+        return self._init_pid
+
+    async def run(
+        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+    ) -> CommandResult:
+        """Run ``command`` with bash (sh where there is none) in a fresh process.
+
+        A command that hits the limit on processes or memory loses what it left in
+        the background, so that the next one finds room.
+
+        Raises:
+            SandboxDied: the sandbox is gone.
+        """
+        async with self._limits.enforced(self._channel.kill_commands):
+            done = await self._channel.run(
+                command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+            )
+        limit = self._limits.newly_hit()
+        if limit is not None:
+            self._channel.kill_commands()
+        elif done.exit_code != 0 and self._disk_is_full():
+            limit = "disk"
+        return CommandResult(
+            output=done.output.text(),
+            exit_code=done.exit_code,
+            timed_out=done.timed_out,
+            elided_bytes=done.output.elided_bytes,
+            limit=limit,
+            duration_s=done.duration_s,
+        )
+
+    async def write_file(self, path: str, data: bytes) -> None:
+        """Write ``data`` to the absolute ``path``, creating parent directories.
+
+        The copying happens inside, so a symlink there leads nowhere else.
+
+        Raises:
+            SandboxDied: the sandbox is gone.
+            SandboxError: the file cannot be written.
+            ValueError: ``path`` is not absolute.
+        """
+        _check_path(path)
+        name = f"{secrets.token_hex(8)}.data"
+        source = self._channel.folder / name
+        target, folder = shlex.quote(path), shlex.quote(posixpath.dirname(path))
+        copy = f"cat {MOUNT_POINT}/{name} >{target}"
+        try:
+            write_new(source, data)
+            done = await self._file_command(
+                f"mkdir -p -- {folder} && {{ {copy} || {{ rm -f -- {target} && {copy}; }}; }}",
+                max_bytes=4096,
+            )
+        except OSError as error:
+            raise SandboxError(f"cannot hand {path} to the sandbox: {error}") from error
+        finally:
+            source.unlink(missing_ok=True)
+        if done.exit_code != 0:
+            raise SandboxError(f"cannot write {path} in the sandbox: {done.output.text().strip()}")
+
+    async def read_file(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """The bytes of the absolute ``path``.
+
+        Raises:
+            FileNotFoundError: there is no such regular file that can be read.
+            ValueError: it is larger than ``max_bytes``, or ``path`` is not absolute.
+            SandboxDied: the sandbox is gone.
+        """
+        _check_path(path)
+        target = shlex.quote(path)
+        # Never more than asked for leaves the sandbox, however large the file says it is.
+        done = await self._file_command(
+            f"[ -f {target} ] && [ -r {target} ] || exit {_NO_FILE}; "
+            f"exec head -c {max_bytes + 1} -- {target} 2>/dev/null",
+            max_bytes=max_bytes + 2,
+        )
+        if done.exit_code == _NO_FILE:
+            raise FileNotFoundError(f"no readable regular file in the sandbox: {path}")
+        if done.exit_code != 0:
+            raise SandboxError(f"cannot read {path} in the sandbox (exit {done.exit_code})")
+        data = done.output.bytes()
+        if len(data) > max_bytes:
+            raise ValueError(f"{path} is larger than {max_bytes} bytes")
+        return data
+
+    async def _file_command(self, command: str, *, max_bytes: int) -> Finished:
+        done = await self._channel.run(
+            command, timeout_s=FILE_TIMEOUT_S, output_limit_bytes=max_bytes
+        )
+        if done.timed_out:
+            raise SandboxError(f"a file took more than {FILE_TIMEOUT_S:g} s: {command}")
+        return done
+
+    def _disk_is_full(self) -> bool:
+        try:
+            disk = os.statvfs(f"/proc/{self._init_pid}/root/")
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < _DISK_IS_FULL_BYTES or disk.f_favail == 0
+
+
+def _check_path(path: str) -> None:
+    if not path.startswith("/") or "\0" in path or path.endswith("/"):
+        raise ValueError(f"not the absolute path of a file: {path!r}")
