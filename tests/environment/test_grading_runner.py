@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from grading_toys import GOLD, MODULE, TESTS, toy_grader, toy_task
 
+from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
-from palestra.environment.sandboxes.protocol import SandboxBackend
+from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.errors import GradingError, GradingTimeout, TaskError
 from palestra.tasks.swegym import END_MARKER, START_MARKER
 
@@ -169,3 +170,36 @@ async def test_a_cancelled_grading_ends_at_once(backend: SandboxBackend) -> None
         async with asyncio.timeout(0.5):
             await grader.grade(task, GOLD)
     assert time.monotonic() - started_s < 10
+
+
+async def test_a_patch_that_kills_everything_it_can_is_unresolved(backend: SandboxBackend) -> None:
+    patch = rewrite("import os\ndef double(x):\n    os.kill(-1, 9)\n")
+    verdict = await toy_grader(backend).grade(toy_task(), patch)
+    assert not verdict.resolved
+    assert len(verdict.fail_to_pass.failure) == 2
+
+
+async def test_a_patch_that_eats_the_memory_is_unresolved(backend: SandboxBackend) -> None:
+    patch = rewrite("def double(x):\n    return [bytearray(1 << 26) for _ in range(1 << 12)]\n")
+    grader = SandboxGrader(
+        backend, SandboxLimits(memory_bytes=512 << 20, disk_bytes=64 << 20), eval_timeout_s=30
+    )
+    verdict = await grader.grade(toy_task(), patch)
+    assert not verdict.resolved
+    assert verdict.pass_to_pass.success == ("test_calc.py::test_kept",), verdict.log
+
+
+async def test_a_patch_that_prints_without_end_is_unresolved(backend: SandboxBackend) -> None:
+    patch = rewrite("def double(x):\n    while True:\n        print('x' * 100_000)\n")
+    verdict = await toy_grader(backend, eval_timeout_s=2.0).grade(toy_task(), patch)
+    assert not verdict.resolved
+    assert len(verdict.log) < 20 << 20
+
+
+async def test_a_long_patch_and_a_long_script_are_no_trouble(backend: SandboxBackend) -> None:
+    num_lines = 20_000
+    lines = "".join(f"+# line {i} of a long file, which says nothing\n" for i in range(num_lines))
+    patch = GOLD + f"--- /dev/null\n+++ b/long.py\n@@ -0,0 +1,{num_lines} @@\n{lines}"
+    padding = "# a comment that pads the script\n" * 10_000
+    verdict = await toy_grader(backend).grade(toy_task(eval_script=padding + TESTS), patch)
+    assert verdict.resolved, verdict.log[-2000:]

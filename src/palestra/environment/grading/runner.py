@@ -93,13 +93,12 @@ class SandboxGrader:
         return _verdict(task, parse, result, duration_s=time.monotonic() - started_s)
 
     async def _run_tests(self, sandbox: Sandbox, task: Task, patch: str) -> CommandResult:
-        folder = f"/tmp/palestra-grading-{sandbox.sandbox_id}"
-        script_file, patch_file = f"{folder}/eval.sh", f"{folder}/candidate.patch"
-        steps = [patches.clear_command(task), f"exec bash {script_file}"]
+        # The script is part of the command: each file written costs a round trip.
+        steps = [patches.clear_command(task), task.eval_script]
         if not patches.is_empty(patch):
+            patch_file = f"/tmp/palestra-{sandbox.sandbox_id}.patch"
             await sandbox.write_file(patch_file, patches.encode(patch))
             steps.insert(0, patches.apply_command(patch_file))
-        await sandbox.write_file(script_file, task.eval_script.encode())
         return await sandbox.run(
             "\n".join(steps),
             timeout_s=self._eval_timeout_s,
