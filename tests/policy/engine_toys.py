@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Sequence
 from functools import cache
@@ -23,18 +24,18 @@ VOCAB = 64
 CONTEXT = 512
 
 
-def toy_model(folder: Path, *, seed: int = 0, hidden: int = 32, shard: str = "1GB") -> Path:
+def toy_model(folder: Path, *, seed: int = 0, tied: bool = True, shard: str = "1GB") -> Path:
     """Write a random two-layer model whose next-token distributions are far from flat."""
     config = Qwen3Config(
         vocab_size=VOCAB,
-        hidden_size=hidden,
+        hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
         max_position_embeddings=1024,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=None,
         # A flat model would hide mistakes in attention and positions.
@@ -51,6 +52,15 @@ def engine_on(folder: Path, *, max_batch: int = 8, **options: Any) -> LocalEngin
     options.setdefault("max_context", CONTEXT)
     section = EngineSection(max_batch=max_batch, num_threads=1)
     return LocalEngine(folder, section=section, device="cpu", **options)
+
+
+async def started(
+    engine: LocalEngine, *jobs: tuple[list[int], SamplingParams]
+) -> list[asyncio.Task[Generation]]:
+    """Tasks that have handed their requests to the engine, in this order."""
+    tasks = [asyncio.create_task(engine.generate(prompt, s)) for prompt, s in jobs]
+    await asyncio.sleep(0)  # a task runs up to its first wait
+    return tasks
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from engine_toys import (
     engine_on,
     plain_model,
     prompt_of,
+    started,
     toy_model,
     worst_error,
 )
@@ -53,6 +54,22 @@ async def test_logprobs_are_those_of_a_plain_pass_while_sequences_join_and_leave
         assert worst_error(folder, prompt, answer, sampling) < TOLERANCE, sampling
 
 
+async def test_requests_join_a_running_batch_one_by_one(folder: Path) -> None:
+    jobs = [
+        (prompt_of(20 + i), SamplingParams(temperature=t, max_new_tokens=200, seed=i))
+        for i, t in enumerate([1.0, 0.5, 0.0, 2.0, 1.3, 0.7])
+    ]
+    async with engine_on(folder) as engine:
+        tasks = []
+        for job in jobs:
+            tasks += await started(engine, job)
+            await engine.generate(prompt_of(3), SamplingParams(max_new_tokens=2))
+        assert not tasks[0].done(), "the first must still run for this test to mean something"
+        answers = await asyncio.gather(*tasks)
+    for (prompt, sampling), answer in zip(jobs, answers, strict=True):
+        assert worst_error(folder, prompt, answer, sampling) < TOLERANCE, sampling
+
+
 async def test_a_later_turn_computes_only_what_is_new(folder: Path) -> None:
     sampling = SamplingParams(max_new_tokens=30, seed=1)
     path = prompt_of(100)
@@ -69,9 +86,9 @@ async def test_a_later_turn_computes_only_what_is_new(folder: Path) -> None:
 
 
 async def test_siblings_share_a_running_prompt(folder: Path) -> None:
-    prompt, sampling = prompt_of(200), SamplingParams(max_new_tokens=150, seed=0)
+    prompt, sampling = prompt_of(200), SamplingParams(max_new_tokens=300, seed=0)
     async with engine_on(folder) as engine:
-        first = asyncio.create_task(engine.generate(prompt, sampling))
+        (first,) = await started(engine, (prompt, sampling))
         await engine.generate(prompt_of(3), SamplingParams(max_new_tokens=2))
         before = engine.num_prefilled_ids
         sibling = SamplingParams(max_new_tokens=10, seed=1)
@@ -115,7 +132,7 @@ async def test_a_seed_gives_the_same_ids_alone_and_in_a_crowd(folder: Path) -> N
     ]
     async with engine_on(folder) as engine:
         alone = await engine.generate(prompt, sampling)
-        others = [asyncio.create_task(engine.generate(p, s)) for p, s in crowd]
+        others = await started(engine, *crowd)
         crowded = await engine.generate(prompt, sampling)
         await asyncio.gather(*others)
         other_seed = await engine.generate(prompt, SamplingParams(max_new_tokens=60, seed=8))
@@ -134,6 +151,13 @@ async def test_sixty_four_at_once(folder: Path) -> None:
         answers = await asyncio.gather(*(engine.generate(p, sampling) for p in prompts))
     for prompt, answer in zip(prompts, answers, strict=True):
         assert worst_error(folder, prompt, answer, sampling) < TOLERANCE
+
+
+async def test_bfloat16_is_near(folder: Path) -> None:
+    sampling = SamplingParams(max_new_tokens=50, seed=0)
+    async with engine_on(folder, dtype="bfloat16") as engine:
+        answer = await engine.generate(prompt_of(50), sampling)
+    assert 1e-5 < worst_error(folder, prompt_of(50), answer, sampling) < 0.3
 
 
 async def test_a_stop_id_ends_the_answer_and_is_part_of_it(folder: Path) -> None:

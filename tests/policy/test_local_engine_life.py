@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_toys import engine_on, prompt_of, toy_model, worst_error
+from engine_toys import engine_on, prompt_of, started, toy_model, worst_error
 from safetensors.torch import load_file, save_file
 
 from palestra.errors import EngineError
@@ -40,13 +40,15 @@ def _nan_model(folder: Path) -> Path:
 
 async def test_cancelling_frees_the_place(folder: Path) -> None:
     async with engine_on(folder, max_batch=1) as engine:
-        running = asyncio.create_task(engine.generate(prompt_of(10), LONG))
-        waiting = asyncio.create_task(engine.generate(prompt_of(11), LONG))
-        third = asyncio.create_task(engine.generate(prompt_of(12), SHORT))
-        await asyncio.sleep(0.02)
+        running, waiting, third = await started(
+            engine, (prompt_of(10), LONG), (prompt_of(11), LONG), (prompt_of(12), SHORT)
+        )
+        for _ in range(3):
+            await engine.health()  # answered between two steps
         running.cancel()
         waiting.cancel()
         answer = await asyncio.wait_for(third, 30)
+        assert engine.num_sampled_ids < LONG.max_new_tokens, "the cancelled one went on"
         assert worst_error(folder, prompt_of(12), answer, SHORT) < 1e-5
         assert running.cancelled()
         assert waiting.cancelled()
@@ -76,8 +78,7 @@ async def test_a_broken_engine_answers_everyone_and_says_so(folder: Path, tmp_pa
     bad = _nan_model(tmp_path / "nan")
     async with engine_on(folder, max_batch=2) as engine:
         await engine.health()
-        tasks = [asyncio.create_task(engine.generate(prompt_of(n), LONG)) for n in range(1, 9)]
-        await engine.generate(prompt_of(30), SHORT)
+        tasks = await started(engine, *((prompt_of(n), LONG) for n in range(1, 9)))
         await engine.publish(bad, 1)
         answers = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
         failed = [a for a in answers if isinstance(a, EngineError)]
@@ -95,7 +96,7 @@ async def test_a_broken_engine_answers_everyone_and_says_so(folder: Path, tmp_pa
 async def test_closing_answers_who_waits_and_ends_the_thread(folder: Path) -> None:
     engine = engine_on(folder, max_batch=1)
     async with engine:
-        tasks = [asyncio.create_task(engine.generate(prompt_of(n), LONG)) for n in (1, 2, 3)]
+        tasks = await started(engine, *((prompt_of(n), LONG) for n in (1, 2, 3)))
         await asyncio.sleep(0.01)
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(a, EngineError) for a in answers), answers

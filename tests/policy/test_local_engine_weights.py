@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_toys import engine_on, prompt_of, segment_error, toy_model, worst_error
+from engine_toys import engine_on, prompt_of, segment_error, started, toy_model, worst_error
 from safetensors.torch import load_file, save_file
 
 from palestra.errors import ConfigError, EngineError
@@ -32,7 +32,7 @@ async def test_running_sequences_go_on_under_the_new_weights(old: Path, new: Pat
     prompts = [prompt_of(n) for n in (3, 60, 130)]
     sampling = SamplingParams(temperature=0.9, max_new_tokens=370, seed=5)
     async with engine_on(old) as engine:
-        running = [asyncio.create_task(engine.generate(p, sampling)) for p in prompts]
+        running = await started(engine, *((p, sampling) for p in prompts))
         # When this short one is done, the others have sampled something too.
         await engine.generate(prompt_of(1), SamplingParams(max_new_tokens=10))
         await engine.publish(new, 3)
@@ -82,6 +82,16 @@ async def test_weights_of_several_files_and_of_another_type_fit(old: Path, tmp_p
         await engine.publish(single, 2)
         answer = await engine.generate(prompt_of(9), GREEDY)
         assert worst_error(single, prompt_of(9), answer, GREEDY) < 1e-5
+
+
+async def test_untied_models_serve_and_publish(tmp_path: Path) -> None:
+    first, second = (toy_model(tmp_path / f"{i}", seed=i, tied=False) for i in (0, 1))
+    async with engine_on(first) as engine:
+        answer = await engine.generate(prompt_of(9), GREEDY)
+        assert worst_error(first, prompt_of(9), answer, GREEDY) < 1e-5
+        await engine.publish(second, 1)
+        answer = await engine.generate(prompt_of(9), GREEDY)
+        assert worst_error(second, prompt_of(9), answer, GREEDY) < 1e-5
 
 
 def _change(folder: Path, change: object) -> None:

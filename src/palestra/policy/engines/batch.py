@@ -55,6 +55,7 @@ class Batch:
         version: of the weights that serve now.
         prefixes: keys and values of finished sequences.
         num_prefilled_ids: ids that went through the model without being sampled after.
+        num_sampled_ids: ids that were sampled.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Batch:
         self.version = version
         self.prefixes = PrefixCache(prefix_ids)
         self.num_prefilled_ids = 0
+        self.num_sampled_ids = 0
         self._model = model
         self._device = shape.device
         self._max_rows = max_rows
@@ -191,6 +193,7 @@ class Batch:
         ids, logprobs = sample(logits_RV, self._settings, uniforms)
         if not math.isfinite(sum(logprobs)):
             raise EngineError(f"the weights of version {self.version} give no finite logits")
+        self.num_sampled_ids += len(ids)
         # From the end, so that closing a gap moves only rows that were looked at.
         for row in reversed(range(len(self._rows))):
             request = self._rows[row]

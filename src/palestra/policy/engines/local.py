@@ -86,6 +86,11 @@ class LocalEngine:
         """Prompt ids that were computed so far; ids found in the prefix cache are not."""
         return self._require_running().batch.num_prefilled_ids
 
+    @property
+    def num_sampled_ids(self) -> int:
+        """Ids that were sampled so far, for answered and for cancelled requests."""
+        return self._require_running().batch.num_sampled_ids
+
     async def __aenter__(self) -> LocalEngine:
         """Load the model and start the thread.
 

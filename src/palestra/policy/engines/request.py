@@ -98,7 +98,7 @@ def check_room(prompt_ids: Sequence[int], max_context: int) -> None:
         ContextOverflow: there is no room.
         ValueError: the prompt is empty.
     """
-    if not prompt_ids:
+    if len(prompt_ids) == 0:
         raise ValueError("the prompt is empty")
     if len(prompt_ids) >= max_context:
         raise ContextOverflow(

@@ -42,7 +42,7 @@ class Worker:
         self._num_threads = num_threads
         self._inbox: SimpleQueue[_Errand | None] = SimpleQueue()
         self._lock = threading.Lock()  # between failing and putting into the inbox
-        self._failure: EngineError | None = None
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._main, name="palestra-engine", daemon=True)
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class Worker:
             except EngineError as error:
                 future.set_exception(error)
             except BaseException as error:
-                future.set_exception(EngineError(f"the engine broke: {error!r}"))
+                future.set_exception(_engine_error(error))
                 raise
             else:
                 future.set_result(result)
@@ -95,8 +95,7 @@ class Worker:
     def _put(self, errand: _Errand) -> None:
         with self._lock:
             if self._failure is not None:
-                # A new one each time, since raising an error changes it.
-                raise EngineError(self._failure.message) from self._failure
+                raise _engine_error(self._failure)
             self._inbox.put(errand)
 
     def _main(self) -> None:
@@ -107,11 +106,9 @@ class Worker:
                 while self._run_errands():
                     self._batch.step()
         except BaseException as error:  # the thread's boundary: whoever waits must hear of it
-            failure = EngineError(f"the engine broke: {error!r}")
-            failure.__cause__ = error
+            self._fail(error)
         else:
-            failure = EngineError("the engine is closed")
-        self._fail(failure)
+            self._fail(EngineError("it was closed"))
 
     def _run_errands(self) -> bool:
         """Do all that waits; with nothing to step, wait. False: stop."""
@@ -124,7 +121,7 @@ class Worker:
                 return False
             errand.run()
 
-    def _fail(self, failure: EngineError) -> None:
+    def _fail(self, failure: BaseException) -> None:
         with self._lock:
             self._failure = failure
         futures: list[Future[Any]] = [request.future for request in self._batch.requests]
@@ -137,4 +134,12 @@ class Worker:
                 futures.append(errand.future)
         for future in futures:
             if not future.done() and future.set_running_or_notify_cancel():
-                future.set_exception(failure)
+                future.set_exception(_engine_error(failure))
+
+
+def _engine_error(cause: BaseException) -> EngineError:
+    # A new one for everybody, since raising an error changes it.
+    reason = cause.message if isinstance(cause, EngineError) else repr(cause)
+    error = EngineError(f"the engine stopped: {reason}")
+    error.__cause__ = cause
+    return error
