@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -39,9 +40,14 @@ _MAX_DISCARDED_BYTES = 64 << 20
 _MAX_DISCARDING = 16
 
 # Traps, not ignores: a handler is reset in what the shell starts, an ignored signal
-# stays ignored. The OOM killer shall choose a command before the shell.
-_LOOP = """
-trap : HUP INT QUIT TERM USR1 USR2 PIPE ALRM
+# stays ignored. USR2 comes from the host: kill(-1) from pid 1 reaches everything inside
+# at once, so that no fork escapes it. The command runs in the background because bash
+# runs traps while it waits, but not while a foreground command runs; INT and QUIT, which
+# background commands ignore, are given back. The OOM killer shall choose a command
+# before the shell.
+_LOOP = r"""
+trap : HUP INT QUIT TERM USR1 PIPE ALRM
+trap 'kill -9 -1' USR2
 cd -- "$2" || exit 66
 session=; if type setsid >/dev/null 2>&1; then session=setsid; fi
 echo ready
@@ -50,14 +56,18 @@ while :; do
   read -r number how || { [ $? -gt 128 ] && continue; exit 0; }
   cd -- "$2" || cd /
   (
+    trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
     echo 500 >/proc/self/oom_score_adj
     exec </dev/null >"$1/$number.out" 2>&1
     case $how in
       text) IFS= read -r -d '' text <"$1/$number.in"; exec $session "$3" -c "$text" "${3##*/}" ;;
       file) exec $session "$3" "$1/$number.in" ;;
     esac
-  )
-  echo "$number $?"
+  ) &
+  wait $!; status=$?
+  while [ $status -gt 128 ] && kill -0 $!; do wait $!; status=$?; done
+  if [ $status -gt 128 ]; then wait $!; status=$?; fi
+  printf '\n%s %s\n' "$number" "$status"
 done
 """
 
@@ -151,9 +161,11 @@ class Channel:
                 duration_s=time.monotonic() - started_s,
             )
 
-    def kill_commands(self) -> bool:
-        """Kill everything inside but the shell; tell whether nothing can be left."""
-        return self._init_pid is None or processes.kill_all_but(self._init_pid)
+    def kill_commands(self) -> None:
+        """Have the shell kill everything inside but itself, before it starts another command."""
+        if self._init_fd is not None and not self._closed:
+            with suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self._init_fd, signal.SIGUSR2)
 
     def close(self) -> None:
         """Give back every file descriptor; commands in flight end with ``SandboxDied``."""
@@ -178,9 +190,10 @@ class Channel:
         with suppress(TimeoutError):
             return await asyncio.wait_for(asyncio.shield(status), timeout_s), False
         # Again and again: the shell may start the command only after the first kill.
-        for _ in range(_NUM_KILLS):
-            if not self.kill_commands():
-                raise self._die("its processes could not be killed")
+        for attempt in range(_NUM_KILLS):
+            self.kill_commands()
+            if attempt > 0 and self._init_pid is not None:
+                processes.kill_all_but(self._init_pid)
             with suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(status), _KILL_INTERVAL_S)
                 return -1, True
@@ -236,8 +249,9 @@ class Channel:
         *lines, self._pending = (self._pending + data).split(b"\n")
         for line in lines:
             self._take_status(line)
-        if len(self._pending) > _MAX_STATUS_LINE_BYTES:
-            self._die("its shell talks nonsense")
+        # A command can write here too, by way of /proc/1/fd: junk is junk, and bounded.
+        # The shell starts its answers on a fresh line for that reason.
+        self._pending = self._pending[-_MAX_STATUS_LINE_BYTES:]
 
     def _take_status(self, line: bytes) -> None:
         if line == b"ready":

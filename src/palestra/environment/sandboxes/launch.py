@@ -19,6 +19,7 @@ from palestra.environment.sandboxes.reaper import Lease, Leases
 from palestra.errors import SandboxDied, SandboxStartError
 
 _STOP_TIMEOUT_S = 10.0
+_GENTLE_TIMEOUT_S = 2.0
 _POLL_S = 0.002
 _MAX_COMPLAINT_BYTES = 4096
 
@@ -80,7 +81,7 @@ class Launch:
         except TimeoutError:
             raise self._failure(f"the sandbox did not come up in {timeout_s:g} s") from None
         except SandboxDied:
-            await self._exited()
+            await self._exited(_STOP_TIMEOUT_S)
             raise self._failure("the sandbox did not come up") from None
         finally:
             os.close(info_fd)
@@ -88,13 +89,13 @@ class Launch:
     async def stop(self) -> None:
         """Kill every process and remove everything; safe in any state, and twice."""
         if self._process is not None:
-            # Not reaped yet, so neither the pid nor the group can be anybody else's.
-            if self._process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-            for process in self._lease.processes:
+            # Pid 1 first: then each bwrap reaps its child and ends by itself, and no
+            # zombie is left to an init that may not reap (as in many containers).
+            for process in self._lease.processes[1:]:
                 processes.kill(process)
-            await self._exited()
+            if len(self._lease.processes) < 2 or not await self._exited(_GENTLE_TIMEOUT_S):
+                self._kill_group()
+                await self._exited(_STOP_TIMEOUT_S)
         if self._channel is not None:
             self._channel.close()
         await self._leases.close(self._lease)
@@ -147,15 +148,25 @@ class Launch:
         self._lease = self._leases.add_process(self._lease, pid)
         return pid
 
-    async def _exited(self) -> None:
+    def _kill_group(self) -> None:
+        assert self._process is not None
+        # Not reaped yet, so neither the pid nor the group can be anybody else's.
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        for process in self._lease.processes:
+            processes.kill(process)
+
+    async def _exited(self, timeout_s: float) -> bool:
         """Wait until bwrap and the sandbox's pid 1 are gone, and reap ours."""
         assert self._process is not None
-        deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+        deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             done = self._process.poll() is not None
             if done and not any(map(processes.is_alive, self._lease.processes)):
-                return
+                return True
             await asyncio.sleep(_POLL_S)
+        return False
 
     def _failure(self, message: str) -> StartFailure:
         text = ""

@@ -25,6 +25,7 @@ _WATCH_INTERVAL_S = 0.25
 _REMOVE_ATTEMPTS = 500
 _REMOVE_INTERVAL_S = 0.01
 _CPU_PERIOD_US = 100_000
+_SPARE_PIDS = 4
 
 
 class LimitGroup(Protocol):
@@ -116,7 +117,7 @@ class CgroupLimiter:
             if name in self.parents
         }
         settings = _v2_settings if self.mechanism == "cgroup v2" else _v1_settings
-        return _Cgroup(folders, settings(limits), self.mover)
+        return _Cgroup(folders, settings(limits), limits.num_pids, self.mover)
 
 
 class _Cgroup:
@@ -124,8 +125,10 @@ class _Cgroup:
         self,
         folders: dict[str, Path],
         settings: dict[str, list[tuple[str, str]]],
+        num_pids: int,
         mover: ThreadPoolExecutor,
     ) -> None:
+        self._num_pids = num_pids
         self._folders = folders
         self._settings = settings
         self._mover = mover
@@ -166,15 +169,19 @@ class _Cgroup:
             except OSError as error:
                 raise _refused(error) from error
             self._moving = None
+        # The shell dies if it cannot fork, so what fills the group goes first.
+        if _number(self._folders["pids"] / "pids.current") > self._num_pids - _SPARE_PIDS:
+            kill()
         yield
 
     def newly_hit(self) -> str | None:
-        for name, (files, key) in _COUNTERS.items():
-            count = _counter(self._folders[name], files, key)
-            if count > self._seen[name]:
-                self._seen[name] = count
-                return name
-        return None
+        counts = {
+            name: _counter(self._folders[name], files, key)
+            for name, (files, key) in _COUNTERS.items()
+        }
+        risen = [name for name, count in counts.items() if count > self._seen[name]]
+        self._seen = counts
+        return risen[0] if risen else None
 
 
 _COUNTERS = {
@@ -242,6 +249,11 @@ def _try_remove(folder: Path) -> bool:
                 processes.kill(process)
         return False
     return True
+
+
+def _number(file: Path) -> int:
+    text = _read(str(file)).strip()
+    return int(text) if text.isdigit() else 0
 
 
 def _own_cgroups(mounts: str, own_groups: str) -> dict[str, tuple[Path, Path]]:

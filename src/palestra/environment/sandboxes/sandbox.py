@@ -69,6 +69,7 @@ class BubblewrapSandbox:
         limit = self._limits.newly_hit()
         if limit is not None:
             self._channel.kill_commands()
+            self._limits.newly_hit()  # what they hit while dying is not the next command's
         elif done.exit_code != 0 and self._disk_is_full():
             limit = "disk"
         return CommandResult(
