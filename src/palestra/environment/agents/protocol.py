@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -24,6 +24,10 @@ class ModelEndpoint:
     api_key: str | None = field(default=None, repr=False)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     timeout_s: float = 600.0
+    on_completion: Callable[[Mapping[str, Any]], None] | None = field(
+        default=None, repr=False, compare=False
+    )
+    """Told of every answer as it came, in order: token fields are relayed, not interpreted."""
 
 
 class AgentExit(StrEnum):
@@ -61,6 +65,11 @@ class Agent(Protocol):
     @property
     def needs_model(self) -> bool:
         """Whether :meth:`run` must be given an endpoint."""
+        ...
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """Environment variables that the agent's sandbox is started with."""
         ...
 
     async def run(

@@ -1,0 +1,102 @@
+"""What an agent changed: our own diff of the working tree, whatever it hands in as text."""
+
+from __future__ import annotations
+
+from palestra.environment.sandboxes.protocol import CommandResult, Sandbox
+from palestra.errors import ImageError, PalestraError, SandboxError
+
+DIFF_TIMEOUT_S = 120.0
+PATCH_LIMIT_BYTES = 64 << 20
+_TAIL_CHARS = 300
+
+# The repository may belong to another user; a file-system monitor would be the agent's
+# own program; names outside ASCII are quoted, so that the patch survives any reader.
+_GIT = "git -c safe.directory='*' -c core.fsmonitor=false -c core.quotePath=true"
+# Plumbing, so that no setting of the agent's changes the format.
+_DIFF = "diff-index --cached -p -M --binary --full-index --no-ext-diff --no-textconv --no-color"
+# What UTF-8 cannot say is sent as git's own binary patch, which is plain ASCII.
+_ALL_BINARY = (
+    'g="$(git rev-parse --git-path info)" && mkdir -p "$g" && echo "* -diff" >"$g/attributes"'
+)
+
+
+class UnreadableTree(PalestraError):
+    """git cannot read the working tree any more: the agent broke it."""
+
+
+async def snapshot(sandbox: Sandbox) -> str:
+    """Id of the tree that holds the working tree as it is now, untracked files included.
+
+    Taken before the agent starts, it is the base of its diff: images come with
+    changes of their own, and agents commit.
+
+    Raises:
+        ImageError: the working directory is not in a git repository.
+        SandboxError: the sandbox failed.
+    """
+    done = await _run(sandbox, f"{_stage(sandbox)}\n{_GIT} write-tree")
+    tree = done.output.strip()
+    if done.exit_code != 0 or not tree.isalnum():
+        raise ImageError(
+            f"no snapshot of {sandbox.workdir}: {_tail(done)}",
+            hint="the task's image needs git, and its repository in the working directory",
+        )
+    return tree
+
+
+async def working_tree_diff(sandbox: Sandbox, base_commit: str) -> str:
+    """The diff of the working tree against ``base_commit``, as ``git apply`` reads it.
+
+    Untracked files, renames, modes and binary files are in it; the index of the
+    repository is not touched.
+
+    Args:
+        sandbox: where the working tree is.
+        base_commit: a commit, a tree (of :func:`snapshot`) or ``HEAD``.
+
+    Raises:
+        UnreadableTree: the agent left a tree that git cannot read, or a diff that is
+            too large.
+        SandboxError: the sandbox failed.
+    """
+    patch = await _diff(sandbox, f"{_stage(sandbox)}\n{_GIT} {_DIFF} {base_commit} --")
+    if "\ufffd" in patch:
+        command = f"{_ALL_BINARY}\n{_stage(sandbox)}\n{_GIT} {_DIFF} {base_commit} --"
+        patch = await _diff(sandbox, command)
+    return patch
+
+
+def _stage(sandbox: Sandbox) -> str:
+    """Bash that stages the whole working tree in an index file of our own.
+
+    It starts as a copy of the repository's, whose file times spare git from
+    reading every file.
+    """
+    index = f"/tmp/palestra-{sandbox.sandbox_id}.index"
+    return (
+        f"export GIT_INDEX_FILE={index} GIT_OPTIONAL_LOCKS=0\n"
+        f"[ -f {index} ] || cp -- .git/index {index} 2>/dev/null\n"
+        f'said=$({_GIT} add -A 2>&1) || {{ echo "$said"; exit 1; }}'
+    )
+
+
+async def _diff(sandbox: Sandbox, command: str) -> str:
+    done = await _run(sandbox, command)
+    if done.exit_code != 0:
+        raise UnreadableTree(f"git cannot read the working tree: {_tail(done)}")
+    if done.elided_bytes:
+        raise UnreadableTree(f"the diff is larger than {PATCH_LIMIT_BYTES >> 20} MiB")
+    return done.output
+
+
+async def _run(sandbox: Sandbox, command: str) -> CommandResult:
+    done = await sandbox.run(
+        command, timeout_s=DIFF_TIMEOUT_S, output_limit_bytes=PATCH_LIMIT_BYTES
+    )
+    if done.timed_out:
+        raise SandboxError(f"reading the working tree took more than {DIFF_TIMEOUT_S:g} s")
+    return done
+
+
+def _tail(done: CommandResult) -> str:
+    return done.output.strip()[-_TAIL_CHARS:] or f"exit code {done.exit_code}"
