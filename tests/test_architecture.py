@@ -18,7 +18,10 @@ WINGS = {"environment", "policy", "learning"}
 ROOF = {"run", "cli"}
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
-LONGER: dict[str, str] = {}  # "path" or "path:function" → the reason
+LONGER: dict[str, str] = {  # "path" or "path:function" → the reason
+    "cli/evaluate.py:evaluate": "its lines are the options and their help",
+    "cli/serve.py:serve": "its lines are the options and their help",
+}
 
 # Serving environments must not need the training extra.
 HEAVY = {"torch", "transformers", "tokenizers", "numpy", "renderers", "safetensors"}

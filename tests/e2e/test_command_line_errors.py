@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parent.parent.parent
 SMOKE = REPOSITORY / "recipes" / "smoke.toml"
 
@@ -20,7 +18,6 @@ def palestra(
     *arguments: str | Path,
     env: dict[str, str] | None = None,
     max_file_bytes: int | None = None,
-    user: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     def limit() -> None:
         if max_file_bytes is not None:
@@ -33,7 +30,6 @@ def palestra(
         timeout=90,
         env={**os.environ, **(env or {})},
         preexec_fn=limit if max_file_bytes is not None else None,
-        user=user,
         check=False,
     )
 
@@ -95,11 +91,8 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "a crash in the middle leaves no half file"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_a_folder_without_permission_is_said(tmp_path: Path) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    os.chown(locked, 65534, 65534)
+def test_a_folder_that_cannot_be_written_is_said() -> None:
+    # Nobody may make folders in /proc, not even root.
     result = palestra("train", SMOKE, "--set", "runs=/proc/palestra-runs")
     one_line(result, "/proc/palestra-runs")
 

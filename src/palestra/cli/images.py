@@ -9,6 +9,7 @@ import typer
 
 from palestra.cli.terminal import say
 from palestra.environment.sandboxes.images import ImageStore
+from palestra.errors import ConfigError
 from palestra.run.places import images_folder
 
 app = typer.Typer(no_args_is_help=True, help="Unpacked images.")
@@ -40,9 +41,16 @@ def add_image(
     A folder is used where it lies; a tarball (as from `docker export`) is unpacked.
     """
     store = ImageStore(images or images_folder())
-    variables = [tuple(item.partition("=")[::2]) for item in env or ()]
+    variables = dict(_variable(item) for item in env or ())
     if rootfs.is_dir():
-        store.add(name, rootfs, env=dict(variables), workdir=workdir)
+        store.add(name, rootfs, env=variables, workdir=workdir)
     else:
-        store.import_tar(name, rootfs, env=dict(variables), workdir=workdir)
+        store.import_tar(name, rootfs, env=variables, workdir=workdir)
     say(f"{name} is in {images or images_folder()}")
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ConfigError(f"--env {text!r} is not of the form KEY=VALUE")
+    return name, value

@@ -8,8 +8,11 @@ from typing import Annotated, NoReturn
 import typer
 
 import palestra
-from palestra.cli import data, evaluate, images, serve, train
+from palestra.cli import data, images
+from palestra.cli.evaluate import evaluate
+from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
+from palestra.cli.train import epilog, train
 from palestra.errors import HostError, PalestraError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -21,9 +24,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("train", epilog=train.epilog())(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("serve")(serve.serve)
+app.command("train", epilog=epilog())(train)
+app.command("eval")(evaluate)
+app.command("serve")(serve)
 app.add_typer(data.app, name="data")
 app.add_typer(images.app, name="images")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from palestra.config import Recipe
@@ -61,13 +61,10 @@ class Warmup:
         self._watcher.say(f"warming up on {len(paths)} demonstrations")
         steps = warm_start(trainer, paths, self._recipe.warmstart, self._recipe.seed)
         number = 0
-        try:
-            while (metrics := await asyncio.to_thread(_next, steps)) is not None:
-                number += 1
-                self._events.emit("warmstart", step=number, metrics=metrics)
-                self._watcher.on_warmup(number, metrics)
-        finally:
-            steps.close()
+        while (metrics := await asyncio.to_thread(_next, steps)) is not None:
+            number += 1
+            self._events.emit("warmstart", step=number, metrics=metrics)
+            self._watcher.on_warmup(number, metrics)
 
     async def _demonstrate(self) -> list[TokenPath]:
         tokenizer = self._tokenizer
@@ -87,6 +84,8 @@ class Warmup:
             )
             slots = asyncio.Semaphore(self._recipe.environment.concurrency)
 
+            failures: list[str] = []
+
             async def demonstrate(number: int, task: Task) -> Sequence[TokenPath]:
                 async with slots:
                     rollout = await collector.collect(task, f"demonstration-{number}")
@@ -98,6 +97,7 @@ class Warmup:
                     outcome=rollout.episode.outcome.value,
                     error=rollout.episode.error,
                 )
+                failures.append(rollout.episode.error or str(rollout.episode.outcome))
                 return ()
 
             async with asyncio.TaskGroup() as group:
@@ -105,12 +105,13 @@ class Warmup:
         paths = [path for task in running for path in task.result()]
         if not paths:
             raise InfraError(
-                f"none of {len(self._tasks)} demonstrations solved its task",
+                f"none of {len(self._tasks)} demonstrations solved its task; "
+                f"the last ended with {failures[-1]}",
                 hint="the event log says how each ended",
             )
         return paths
 
 
-def _next(steps: Any) -> Mapping[str, float] | None:
+def _next(steps: Iterator[dict[str, float]]) -> Mapping[str, float] | None:
     # A StopIteration cannot cross a thread's future.
     return next(steps, None)

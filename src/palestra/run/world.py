@@ -1,0 +1,34 @@
+"""The environment side: backend, agent and grader, wired into an episode runner."""
+
+from __future__ import annotations
+
+from palestra.config import Recipe
+from palestra.environment.agents.choose import make_agent
+from palestra.environment.episode import EpisodeRunner
+from palestra.environment.grading.runner import SandboxGrader
+from palestra.environment.sandboxes.choose import choose_backend
+from palestra.environment.sandboxes.protocol import SandboxLimits
+from palestra.events import EventSink
+from palestra.run.places import images_folder, state_folder
+
+
+async def open_world(recipe: Recipe, events: EventSink | None = None) -> EpisodeRunner:
+    """Choose the backend, prove that it works, and wire the episode runner.
+
+    Raises:
+        SandboxUnavailable: no sandbox can be started here; says what to do.
+        ConfigError: the agent's prompt set cannot be used.
+    """
+    agent = make_agent(
+        recipe.agent,
+        step_timeout_s=recipe.environment.step_timeout_s,
+        time_limit_s=recipe.environment.episode_timeout_s,
+    )
+    backend = await choose_backend(recipe.sandbox, state_dir=state_folder(), images=images_folder())
+    limits = SandboxLimits(
+        memory_bytes=recipe.sandbox.memory_mb << 20,
+        num_pids=recipe.sandbox.num_pids,
+        disk_bytes=recipe.sandbox.disk_mb << 20,
+    )
+    grader = SandboxGrader(backend, limits, eval_timeout_s=recipe.environment.eval_timeout_s)
+    return EpisodeRunner(backend, agent, grader, recipe.environment, limits, events=events)
