@@ -39,14 +39,13 @@ _NUM_KILLS = 20
 _MAX_DISCARDED_BYTES = 64 << 20
 _MAX_DISCARDING = 16
 
-# Traps, not ignores: a handler is reset in what the shell starts, an ignored signal
-# stays ignored. USR2 comes from the host: kill(-1) from pid 1 reaches everything inside
-# at once, so that no fork escapes it. The command runs in the background because bash
-# runs traps while it waits, but not while a foreground command runs; INT and QUIT, which
-# background commands ignore, are given back. The OOM killer shall choose a command
-# before the shell.
+# USR2 comes from the host: kill(-1) from pid 1 reaches everything inside at once, so
+# that no fork escapes it. The command runs in the background because bash runs traps
+# while it waits, but not while a foreground command runs; a wait that is interrupted
+# may say -1. Every other signal is ignored, and given back to what the shell starts.
+# The OOM killer shall choose a command before the shell.
 _LOOP = r"""
-trap : HUP INT QUIT TERM USR1 PIPE ALRM
+trap '' HUP INT QUIT TERM USR1 PIPE ALRM
 trap 'kill -9 -1' USR2
 cd -- "$2" || exit 66
 session=; if type setsid >/dev/null 2>&1; then session=setsid; fi
@@ -67,6 +66,7 @@ while :; do
   wait $!; status=$?
   while [ $status -gt 128 ] && kill -0 $!; do wait $!; status=$?; done
   if [ $status -gt 128 ]; then wait $!; status=$?; fi
+  if [ $status -lt 0 ]; then status=137; fi
   printf '\n%s %s\n' "$number" "$status"
 done
 """
@@ -188,14 +188,14 @@ class Channel:
         status = self._status
         assert status is not None
         with suppress(TimeoutError):
-            return await asyncio.wait_for(asyncio.shield(status), timeout_s), False
+            return await _within(timeout_s, status), False
         # Again and again: the shell may start the command only after the first kill.
         for attempt in range(_NUM_KILLS):
             self.kill_commands()
             if attempt > 0 and self._init_pid is not None:
                 processes.kill_all_but(self._init_pid)
             with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(status), _KILL_INTERVAL_S)
+                await _within(_KILL_INTERVAL_S, status)
                 return -1, True
         raise self._die("its shell no longer answers")
 
@@ -321,7 +321,8 @@ class _OutputPipe:
         if self.ended:
             return
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._end.wait(), grace_s)
+            async with asyncio.timeout(grace_s):
+                await self._end.wait()
         if not self.ended:
             self._read()
 
@@ -357,6 +358,12 @@ class _OutputPipe:
                 self._budget_bytes -= len(data)
                 if self._budget_bytes < 0:
                     self.close()
+
+
+async def _within(timeout_s: float, status: asyncio.Future[int]) -> int:
+    # Not wait_for(), which in Python 3.11 swallows a cancellation that comes with the result.
+    async with asyncio.timeout(timeout_s):
+        return await asyncio.shield(status)
 
 
 def write_new(path: Path, data: bytes) -> None:

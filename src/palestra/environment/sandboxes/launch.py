@@ -76,7 +76,8 @@ class Launch:
         self.shared.mkdir(mode=0o755)
         info_fd = self._spawn(command_for)
         try:
-            await asyncio.wait_for(self.channel.wait_ready(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self.channel.wait_ready()
             return self._adopt(os.read(info_fd, 4096))
         except TimeoutError:
             raise self._failure(f"the sandbox did not come up in {timeout_s:g} s") from None

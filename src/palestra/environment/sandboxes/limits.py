@@ -145,7 +145,7 @@ class _Cgroup:
             raise SandboxStartError("the sandbox ended at once")
         try:
             for folder in self.paths:
-                folder.mkdir()
+                folder.mkdir(exist_ok=True)
             for controller, folder in self._folders.items():
                 for file, value in self._settings[controller]:
                     path = folder / file

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -101,6 +100,13 @@ class Leases:
                 if time.time() - path.stat().st_mtime > _ABANDONED_S:
                     path.unlink(missing_ok=True)
 
+    def clear_torn(self) -> None:
+        """Remove lease files that an owner died over."""
+        for path in self._leases.glob(".*"):
+            _, _, pid, start_ticks = path.name.split(".")
+            if not processes.is_alive(ProcessId(pid=int(pid), start_ticks=int(start_ticks))):
+                path.unlink(missing_ok=True)
+
     async def close(self, lease: Lease) -> None:
         """Remove what a lease lists, once its processes are gone, and then the lease."""
         for cgroup in lease.cgroups:
@@ -113,7 +119,8 @@ class Leases:
         return self._leases / f"{sandbox_id}.json"
 
     def _write(self, lease: Lease) -> None:
-        temporary = self._leases / f".{lease.sandbox_id}.{secrets.token_hex(4)}"
+        owner = lease.owner
+        temporary = self._leases / f".{lease.sandbox_id}.{owner.pid}.{owner.start_ticks}"
         temporary.write_bytes(orjson.dumps(asdict(lease)))
         temporary.rename(self._path(lease.sandbox_id))
 
@@ -124,6 +131,7 @@ async def reap(state_dir: Path) -> Reaped:
     Any number of processes may do this at once.
     """
     leases = Leases(state_dir)
+    leases.clear_torn()
     dead = [lease for lease in leases.all() if not _is_owned(lease)]
     if not dead:
         return Reaped(sandbox_ids=(), num_killed=0)
