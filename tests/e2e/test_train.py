@@ -21,8 +21,22 @@ SMOKE = REPOSITORY / "recipes" / "smoke.toml"
 pytestmark = pytest.mark.timeout(300)
 
 
+# What is killed and resumed need not learn: fewer supervised steps, and every group counts.
+SHORT = {
+    "warmstart.steps": "20",
+    "warmstart.tasks": "katas:train?seed=1&n=16&level=0",
+    "tasks.heldout": "katas:heldout?seed=0&n=2&level=0",
+    "rollouts.drop_equal_groups": "false",
+}
+
+
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "palestra", *map(str, arguments)]
+
+
+def short_run(runs: Path) -> list[str]:
+    overrides = {"runs": str(runs), **SHORT}
+    return command("train", SMOKE, *(f"--set={key}={value}" for key, value in overrides.items()))
 
 
 @pytest.fixture
@@ -102,7 +116,7 @@ def test_three_steps_of_the_smoke_recipe(tmp_path: Path, state: Path) -> None:
 def test_kill_9_and_resume(tmp_path: Path, state: Path, after_events: int) -> None:
     run = tmp_path / "smoke"
     process = subprocess.Popen(
-        command("train", SMOKE, "--set", f"runs={tmp_path}"),
+        short_run(tmp_path),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -133,7 +147,7 @@ def test_kill_9_and_resume(tmp_path: Path, state: Path, after_events: int) -> No
 def test_ctrl_c_ends_cleanly_and_resume_finishes(tmp_path: Path, state: Path) -> None:
     run = tmp_path / "smoke"
     process = subprocess.Popen(
-        command("train", SMOKE, "--set", f"runs={tmp_path}"),
+        short_run(tmp_path),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
