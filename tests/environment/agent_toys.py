@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections.abc import Callable
+
 from palestra.config import AgentSection
 from palestra.environment.agents.mini import MiniAgent
 from palestra.environment.agents.protocol import ModelEndpoint
@@ -54,3 +58,10 @@ def mini(
         step_timeout_s=step_timeout_s,
         time_limit_s=time_limit_s,
     )
+
+
+async def until(holds: Callable[[], bool], *, what: str, timeout_s: float = 20) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, f"did not happen in {timeout_s} s: {what}"
+        await asyncio.sleep(0.005)

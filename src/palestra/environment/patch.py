@@ -13,7 +13,11 @@ _TAIL_CHARS = 300
 # own program; names outside ASCII are quoted, so that the patch survives any reader.
 _GIT = "git -c safe.directory='*' -c core.fsmonitor=false -c core.quotePath=true"
 # Plumbing, so that no setting of the agent's changes the format.
-_DIFF = "diff-index --cached -p -M --binary --full-index --no-ext-diff --no-textconv --no-color"
+_DIFF = (
+    "diff-index --cached -p -M --binary --full-index --no-ext-diff --no-textconv --no-color"
+    # A repository inside the repository is no part of a patch.
+    " --ignore-submodules=all"
+)
 # What UTF-8 cannot say is sent as git's own binary patch, which is plain ASCII.
 _ALL_BINARY = (
     'g="$(git rev-parse --git-path info)" && mkdir -p "$g" && echo "* -diff" >"$g/attributes"'
@@ -76,7 +80,10 @@ def _stage(sandbox: Sandbox) -> str:
     return (
         f"export GIT_INDEX_FILE={index} GIT_OPTIONAL_LOCKS=0\n"
         f"[ -f {index} ] || cp -- .git/index {index} 2>/dev/null\n"
-        f'said=$({_GIT} add -A 2>&1) || {{ echo "$said"; exit 1; }}'
+        # 1: some files could not be read (a repository without commits is one such);
+        # the others are staged.
+        f"said=$({_GIT} add -A --ignore-errors 2>&1)\n"
+        '[ $? -le 1 ] || { echo "$said"; exit 1; }'
     )
 
 

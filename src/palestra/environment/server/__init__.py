@@ -1,0 +1,1 @@
+"""The environment over HTTP: Gym's wire protocol in front of the episode runner."""

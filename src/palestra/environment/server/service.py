@@ -1,0 +1,176 @@
+"""What the server does, without HTTP: a queue, the episodes that are live, repeats."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from palestra.config import EnvironmentSection
+from palestra.environment.agents.protocol import ModelEndpoint
+from palestra.environment.episode import EpisodeRunner
+from palestra.environment.server.answers import run_response
+from palestra.environment.server.endpoints import (
+    BadRequest,
+    PolicyDefaults,
+    choose_endpoint,
+    choose_task,
+)
+from palestra.environment.server.repeats import KeyReused, Repeats
+from palestra.records import Task
+from palestra.wire import RunRequest
+
+QUEUED = "queued"
+
+
+class ServerStopping(Exception):
+    """The server takes no more requests."""
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """An episode in the queue or at work."""
+
+    episode_id: str
+    instance_id: str
+    began_s: float
+    stage: str = QUEUED
+
+    def enter(self, stage: str) -> None:
+        self.stage = stage
+
+
+class EpisodeService:
+    """Answers run requests, ``section.concurrency`` at once, first come first served.
+
+    Args:
+        runner: runs the episodes.
+        section: concurrency and the hosts that requests may name besides private ones.
+        policy: the endpoint of requests that name none.
+        tasks: that a request may name by id alone.
+        repeats: remembers answers by idempotency key.
+    """
+
+    def __init__(
+        self,
+        runner: EpisodeRunner,
+        section: EnvironmentSection,
+        *,
+        policy: PolicyDefaults | None = None,
+        tasks: Iterable[Task] = (),
+        repeats: Repeats | None = None,
+    ) -> None:
+        self._runner = runner
+        self._section = section
+        self._policy = policy or PolicyDefaults()
+        self._tasks: Mapping[str, Task] = {task.instance_id: task for task in tasks}
+        self._repeats = repeats or Repeats()
+        self._slots = asyncio.Semaphore(section.concurrency)
+        self._live: dict[_Live, asyncio.Task[Any] | None] = {}
+        self._totals: Counter[str] = Counter()
+        self._stopping = False
+        self._began_s = time.monotonic()
+
+    @property
+    def agent_name(self) -> str:
+        """The agent that works on all tasks."""
+        return self._runner.agent.name
+
+    @property
+    def policy_model_name(self) -> str:
+        """Name of the configured policy."""
+        return self._policy.model_name
+
+    async def answer(self, request: RunRequest, *, idempotency_key: str | None = None) -> bytes:
+        """Run the episode that ``request`` asks for; the JSON of a ``RunResponse``.
+
+        Cancelling this cancels the episode, unless somebody else waits for it under
+        the same key.
+
+        Raises:
+            BadRequest: the request cannot be served; names the field.
+            ServerStopping: the server is about to end.
+            Stopped: it ended meanwhile.
+        """
+        if self._stopping:
+            raise ServerStopping
+        task = choose_task(request, self._tasks)
+        try:
+            return await self._repeats.run(
+                idempotency_key, request.instance_id, lambda: self._episode(request, task)
+            )
+        except KeyReused as error:
+            raise BadRequest(str(error), field="Idempotency-Key") from None
+
+    def status(self) -> dict[str, Any]:
+        """Live episodes by stage, the queue, and totals by outcome."""
+        now_s = time.monotonic()
+        return {
+            "episodes": [
+                {
+                    "id": live.episode_id,
+                    "instance_id": live.instance_id,
+                    "stage": live.stage,
+                    "seconds": round(now_s - live.began_s, 3),
+                }
+                for live in self._live
+            ],
+            "stages": dict(Counter(live.stage for live in self._live)),
+            "queue_length": sum(live.stage == QUEUED for live in self._live),
+            "concurrency": self._section.concurrency,
+            "totals": dict(self._totals),
+            "uptime_s": round(now_s - self._began_s, 3),
+            "stopping": self._stopping,
+        }
+
+    def stop_taking(self) -> None:
+        """Refuse new requests and give up those in the queue; what is at work goes on."""
+        self._stopping = True
+        for live, task in list(self._live.items()):
+            if live.stage == QUEUED and task is not None:
+                task.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel every episode and wait until all is cleaned up."""
+        self._stopping = True
+        await self._repeats.aclose()
+
+    async def _episode(self, request: RunRequest, task: Task) -> bytes:
+        completions: list[Mapping[str, Any]] = []
+        endpoint: ModelEndpoint | None = None
+        if self._runner.agent.needs_model:
+            endpoint = await choose_endpoint(
+                request,
+                self._policy,
+                allow_hosts=self._section.allow_hosts,
+                on_completion=completions.append if request.return_token_ids else None,
+            )
+        with self._listed(task) as live:
+            async with self._slots:
+                queue_s = time.monotonic() - live.began_s
+                result = await self._runner.run(
+                    task, endpoint, episode_id=live.episode_id, on_stage=live.enter
+                )
+        result = replace(result, timings=replace(result.timings, queue_s=queue_s))
+        self._totals[result.outcome.value] += 1
+        model = endpoint.model if endpoint else self.agent_name
+        answer = run_response(request, result, model=model, completions=completions)
+        return answer.model_dump_json().encode()
+
+    @contextmanager
+    def _listed(self, task: Task) -> Iterator[_Live]:
+        live = _Live(
+            episode_id=secrets.token_hex(8),
+            instance_id=task.instance_id,
+            began_s=time.monotonic(),
+        )
+        self._live[live] = asyncio.current_task()
+        try:
+            yield live
+        finally:
+            del self._live[live]
