@@ -50,9 +50,9 @@ def traces(state_dir: Path) -> list[str]:
         if any(str(state_dir) in part or part.removeprefix("palestra-") in ids for part in args)
         and pid != os.getpid()
     ]
-    groups = Path("/sys/fs/cgroup").rglob("palestra-*") if os.getuid() == 0 else ()
     owned = {f"palestra-{sandbox_id}" for sandbox_id in ids}
-    return left + [str(group) for group in groups if group.name in owned]
+    # os.walk passes over groups that others remove meanwhile
+    return left + [f for f, _, _ in os.walk("/sys/fs/cgroup") if Path(f).name in owned]
 
 
 def run_server(state_dir: Path) -> subprocess.Popen[str]:

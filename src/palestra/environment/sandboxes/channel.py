@@ -36,6 +36,9 @@ _MAX_STATUS_LINE_BYTES = 64
 _GRACE_S = 0.05
 _KILL_INTERVAL_S = 0.5
 _NUM_KILLS = 20
+_CLEAR_POLL_S = 0.005
+_NUM_CLEAR_POLLS = 4000
+_POLLS_A_KILL = 20
 _MAX_DISCARDED_BYTES = 64 << 20
 _MAX_DISCARDING = 16
 
@@ -51,8 +54,11 @@ cd -- "$2" || exit 66
 session=; if type setsid >/dev/null 2>&1; then session=setsid; fi
 echo ready
 exec 2>/dev/null
-while :; do
-  read -r number how || { [ $? -gt 128 ] && continue; exit 0; }
+failures=0
+while [ $failures -lt 100 ]; do
+  # a signal can interrupt it, which not every shell tells from the end of input
+  read -r number how || { failures=$((failures + 1)); continue; }
+  failures=0
   cd -- "$2" || cd /
   (
     trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
@@ -166,6 +172,23 @@ class Channel:
         if self._init_fd is not None and not self._closed:
             with suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self._init_fd, signal.SIGUSR2)
+
+    async def clear(self) -> None:
+        """Kill everything inside but the shell and wait until it is gone.
+
+        Raises:
+            SandboxDied: something could not be killed.
+        """
+        async with self._turn:
+            for poll in range(_NUM_CLEAR_POLLS):
+                if self._init_pid is None or self._death is not None:
+                    return
+                if not any(processes.descendants(self._init_pid)):
+                    return
+                if poll % _POLLS_A_KILL == 0:
+                    self.kill_commands()
+                await asyncio.sleep(_CLEAR_POLL_S)
+            raise self._die("its processes could not be killed")
 
     def close(self) -> None:
         """Give back every file descriptor; commands in flight end with ``SandboxDied``."""

@@ -54,6 +54,10 @@ class LimitGroup(Protocol):
         """
         ...
 
+    def is_crowded(self) -> bool:
+        """Whether so many processes are left that the shell might not start another."""
+        ...
+
     def newly_hit(self) -> str | None:
         """Which limit was hit since the last call: ``memory``, ``pids`` or ``None``."""
         ...
@@ -169,10 +173,10 @@ class _Cgroup:
             except OSError as error:
                 raise _refused(error) from error
             self._moving = None
-        # The shell dies if it cannot fork, so what fills the group goes first.
-        if _number(self._folders["pids"] / "pids.current") > self._num_pids - _SPARE_PIDS:
-            kill()
         yield
+
+    def is_crowded(self) -> bool:
+        return _number(self._folders["pids"] / "pids.current") > self._num_pids - _SPARE_PIDS
 
     def newly_hit(self) -> str | None:
         counts = {
@@ -357,6 +361,12 @@ class _Watch:
             yield
         finally:
             watching.cancel()
+
+    def is_crowded(self) -> bool:
+        return self._num_inside() > self._limits.num_pids - _SPARE_PIDS
+
+    def _num_inside(self) -> int:
+        return sum(1 for _ in processes.descendants(self._init_pid)) if self._init_pid else 0
 
     def newly_hit(self) -> str | None:
         hit, self._hit = self._hit, None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STAT_STATE = 0
+_STAT_GROUP = 2
 _STAT_START = 19
 _MAX_ROUNDS = 1000
 
@@ -30,6 +31,14 @@ def identify(pid: int) -> ProcessId | None:
     if fields is None or fields[_STAT_STATE] in ("Z", "X"):
         return None
     return ProcessId(pid=pid, start_ticks=int(fields[_STAT_START]))
+
+
+def group_of(pid: int) -> int | None:
+    """The process group of a living process; ``None`` for a zombie or when there is none."""
+    fields = _stat_fields(pid)
+    if fields is None or fields[_STAT_STATE] in ("Z", "X"):
+        return None
+    return int(fields[_STAT_GROUP])
 
 
 def is_alive(process: ProcessId) -> bool:

@@ -135,16 +135,19 @@ async def reap(state_dir: Path) -> Reaped:
     dead = [lease for lease in leases.all() if not _is_owned(lease)]
     if not dead:
         return Reaped(sandbox_ids=(), num_killed=0)
-    num_killed = 0
-    for process in _remaining(leases, dead):
-        num_killed += processes.kill(process)
+    killed: set[ProcessId] = set()
+    num_quiet = 0
     for _ in range(_MAX_POLLS):
-        if not _remaining(leases, dead):
+        remaining, is_unclear = _remaining(leases, dead)
+        killed |= {process for process in remaining if processes.kill(process)}
+        # Twice nothing: a process in the middle of execve() shows no arguments.
+        num_quiet = 0 if remaining or is_unclear else num_quiet + 1
+        if num_quiet == 2:
             break
         await asyncio.sleep(_POLL_S)
     for lease in dead:
         await leases.close(lease)
-    return Reaped(sandbox_ids=tuple(lease.sandbox_id for lease in dead), num_killed=num_killed)
+    return Reaped(sandbox_ids=tuple(lease.sandbox_id for lease in dead), num_killed=len(killed))
 
 
 def boot_id() -> str:
@@ -159,22 +162,30 @@ def _is_owned(lease: Lease) -> bool:
     return lease.boot_id == boot_id() and processes.is_alive(lease.owner)
 
 
-def _remaining(leases: Leases, dead: list[Lease]) -> list[ProcessId]:
+def _remaining(leases: Leases, dead: list[Lease]) -> tuple[set[ProcessId], bool]:
     """The living processes of dead leases: the recorded ones, and those that show whose they are.
 
-    An owner can die between starting a process and recording it. But every bwrap
-    names the run folder in its arguments, and pid 1 the sandbox.
+    An owner can die between starting a process and recording it, and a bwrap that is
+    killed while it starts can leave a child without a parent. But every bwrap names
+    the run folder in its arguments, and pid 1 the sandbox.
+
+    Returns:
+        Them, and whether there is a process that may turn out to be one: in a
+        sandbox's process group, without arguments yet.
     """
     same_boot = [lease for lease in dead if lease.boot_id == boot_id()]
-    found = {
-        process for lease in same_boot for process in lease.processes if processes.is_alive(process)
-    }
+    recorded = {process for lease in same_boot for process in lease.processes}
+    found = set(filter(processes.is_alive, recorded))
+    groups = {process.pid for process in recorded}
     marks = {f"palestra-{lease.sandbox_id}" for lease in same_boot}
     marks |= {str(leases.run_folder(lease.sandbox_id) / "scratch/upper") for lease in same_boot}
+    is_unclear = False
     for pid, arguments in processes.command_lines():
-        if not marks.isdisjoint(arguments) and (process := processes.identify(pid)):
+        if not any(arguments):
+            is_unclear = is_unclear or processes.group_of(pid) in groups
+        elif not marks.isdisjoint(arguments) and (process := processes.identify(pid)):
             found.add(process)
-    return sorted(found, key=lambda process: process.pid)
+    return found, is_unclear
 
 
 def _parse(data: dict[str, Any]) -> Lease:

@@ -63,14 +63,17 @@ class BubblewrapSandbox:
             SandboxDied: the sandbox is gone.
         """
         async with self._limits.enforced(self._channel.kill_commands):
+            # The shell dies if it cannot fork, so what fills the sandbox goes first.
+            if self._limits.is_crowded():
+                await self._channel.clear()
             done = await self._channel.run(
                 command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
             )
         limit = self._limits.newly_hit()
-        if limit is not None:
-            self._channel.kill_commands()
+        if limit is not None or done.timed_out:
+            await self._channel.clear()
             self._limits.newly_hit()  # what they hit while dying is not the next command's
-        elif done.exit_code != 0 and self._disk_is_full():
+        if limit is None and done.exit_code != 0 and self._disk_is_full():
             limit = "disk"
         return CommandResult(
             output=done.output.text(),
