@@ -18,7 +18,7 @@ check: $(VENV)/.installed
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/episodes.py
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
