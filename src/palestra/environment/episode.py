@@ -162,7 +162,8 @@ class EpisodeRunner:
         async with AsyncExitStack() as stack:
             async with _within(limit_s, late):
                 sandbox = await stack.enter_async_context(self._backend.start(spec))
-                base = await snapshot(sandbox)
+                # Files of the row are laid out as one commit, and nothing else is there.
+                base = await snapshot(sandbox, clean=bool(task.files))
             yield sandbox, base
 
     async def _work(

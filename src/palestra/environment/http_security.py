@@ -38,7 +38,8 @@ async def check_endpoint(url: str, *, allow_hosts: Collection[str] = ()) -> str:
 
     It must be an OpenAI base URL (``http(s)://HOST[:PORT]/…/v1``) whose host is
     loopback or in a private network under every address it resolves to, or is one
-    of ``allow_hosts``. Link-local addresses are refused whatever the list says.
+    of ``allow_hosts``. Link-local addresses are refused whatever the list says. Names
+    are judged by what they resolve to now; redirects are never followed.
 
     Raises:
         EndpointRefused: it may not, with the reason.

@@ -28,17 +28,23 @@ class UnreadableTree(PalestraError):
     """git cannot read the working tree any more: the agent broke it."""
 
 
-async def snapshot(sandbox: Sandbox) -> str:
+async def snapshot(sandbox: Sandbox, *, clean: bool = False) -> str:
     """Id of the tree that holds the working tree as it is now, untracked files included.
 
     Taken before the agent starts, it is the base of its diff: images come with
     changes of their own, and agents commit.
 
+    Args:
+        sandbox: where the working tree is.
+        clean: the tree is known to be as committed, which is quicker.
+
     Raises:
         ImageError: the working directory is not in a git repository.
         SandboxError: the sandbox failed.
     """
-    done = await _run(sandbox, f"{_stage(sandbox)}\n{_GIT} write-tree")
+    committed = f"{_GIT} rev-parse HEAD"
+    staged = f"{_stage(sandbox)}\n{_GIT} write-tree"
+    done = await _run(sandbox, committed if clean else staged)
     tree = done.output.strip()
     if done.exit_code != 0 or not tree.isalnum():
         raise ImageError(
