@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.bwrap import explain_failure, find_bwrap
 from palestra.environment.sandboxes.choose import choose_backend
 from palestra.environment.sandboxes.images import ImageStore
+from palestra.environment.sandboxes.layers import LayerCache
 from palestra.environment.sandboxes.limits import WatchdogLimiter, find_limiter, mechanism_in_use
 from palestra.environment.sandboxes.processes import command_lines
 from palestra.environment.sandboxes.protocol import Sandbox, SandboxLimits, SandboxSpec
@@ -309,6 +311,30 @@ async def test_unknown_image(backend: BubblewrapBackend) -> None:
             SandboxSpec(image="full", workdir="/")
         ):
             pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+async def test_image_of_another_user(tmp_path: Path) -> None:
+    (tmp_path / "rootfs/bin").mkdir(parents=True)
+    os.chown(tmp_path / "rootfs", 12345, 12345)
+    store = ImageStore(tmp_path / "store")
+    store.add("theirs", tmp_path / "rootfs")
+    backend = BubblewrapBackend(store=store, state_dir=tmp_path / "state")
+    with pytest.raises(ImageError, match="belongs to another user"):
+        async with backend.start(SandboxSpec(image="theirs", workdir="/")):
+            pass
+
+
+def test_unused_layers_are_evicted_and_used_ones_are_not(tmp_path: Path) -> None:
+    cache = LayerCache(tmp_path, max_layers=3)
+    for number in range(6):
+        layer = cache.get(f"layer-{number}", lambda folder: (folder / "x").write_text("x"))
+        os.utime(layer, (1000 + number, 1000 + number))
+    fresh = cache.get("fresh", lambda folder: None)
+    (tmp_path / ".new-abandoned").mkdir()
+    os.utime(tmp_path / ".new-abandoned", (1, 1))
+    assert cache.evict(in_use={"layer-0"}) == 5
+    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, "layer-0", "layer-5"}
 
 
 async def test_missing_workdir(backend: BubblewrapBackend, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -36,6 +37,7 @@ from palestra.records import HOST_IMAGE
 
 _NO_WORKDIR = 66  # as the shell's script says
 _CHECK_TIMEOUT_S = 30.0
+_STARTS_AN_EVICTION = 512
 _IMAGE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -94,6 +96,7 @@ class BubblewrapBackend:
         self._layers = LayerCache(self._state_dir / "layers")
         self._preparing = asyncio.Lock()
         self._tools: _Tools | None = None
+        self._num_started = 0
 
     @property
     def name(self) -> str:
@@ -150,16 +153,17 @@ class BubblewrapBackend:
             await uninterrupted(launch.stop())
 
     async def _prepare(self) -> _Tools:
-        """Find the tools and clear up after dead owners, once."""
+        """Find the tools and clear up after dead owners, once; bound the cached layers."""
         async with self._preparing:
             if self._tools is None:
                 tools = _Tools(
                     bwrap=self._bwrap or find_bwrap(), limiter=self._limiter or find_limiter()
                 )
                 await reap(self._state_dir)
-                in_use = {key for lease in self._leases.all() for key in lease.layers}
-                self._layers.evict(in_use)
                 self._tools = tools
+            if self._num_started % _STARTS_AN_EVICTION == 0:
+                self._layers.evict({key for lease in self._leases.all() for key in lease.layers})
+            self._num_started += 1
             return self._tools
 
     def _open_launch(self, sandbox_id: str, ground: _Ground, cgroups: tuple[str, ...]) -> Launch:
@@ -217,6 +221,12 @@ class BubblewrapBackend:
         if self._store is None:
             raise ImageError(f"no store of unpacked images is set: cannot find {spec.image}")
         image = self._store.resolve(spec.image)
+        # Root inside is the caller outside, and nobody else is mapped.
+        if image.rootfs.stat().st_uid != os.geteuid():
+            raise ImageError(
+                f"{image.rootfs} belongs to another user, so nothing in it could be changed",
+                hint=f"import a tarball of it: palestra images add {spec.image} FILE.tar",
+            )
         binds = []
         if spec.network:
             binds.append(Bind(source="/etc/resolv.conf", target="/etc/resolv.conf", optional=True))
