@@ -232,37 +232,37 @@ async def test_an_infra_error_is_an_answer_that_nobody_trains_on() -> None:
 # --- malformed requests ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"instance_id": ""}, "instance_id"),
-        ({"sampling_params": {"temperature": -1}}, "temperature"),
-        ({"sampling_params": {"max_new_tokens": "many"}}, "max_new_tokens"),
-        ({"responses_create_params": []}, "responses_create_params"),
-        ({"FAIL_TO_PASS": "not json"}, "FAIL_TO_PASS"),
-        ({"FAIL_TO_PASS": []}, "instance_id"),
-        ({"eval_script": 5}, "eval_script"),
-        ({"sglang_url": "http://169.254.169.254/v1"}, "sglang_url"),
-        ({"sglang_url": "http://8.8.8.8/v1"}, "sglang_url"),
-        ({"sglang_url": "http://127.0.0.1:1"}, "sglang_url"),
-        ({"sglang_url": None}, "sglang_url"),
-    ],
-    ids=str,
-)
-async def test_a_malformed_request_names_the_field(change: dict[str, Any], field: str) -> None:
+MALFORMED: list[tuple[dict[str, Any], str]] = [
+    ({"instance_id": ""}, "instance_id"),
+    ({"sampling_params": {"temperature": -1}}, "temperature"),
+    ({"sampling_params": {"max_new_tokens": "many"}}, "max_new_tokens"),
+    ({"responses_create_params": []}, "responses_create_params"),
+    ({"FAIL_TO_PASS": "not json"}, "FAIL_TO_PASS"),
+    ({"FAIL_TO_PASS": []}, "instance_id"),
+    ({"eval_script": 5}, "eval_script"),
+    ({"sglang_url": "http://169.254.169.254/v1"}, "sglang_url"),
+    ({"sglang_url": "http://8.8.8.8/v1"}, "sglang_url"),
+    ({"sglang_url": "http://127.0.0.1:1"}, "sglang_url"),
+    ({"sglang_url": None}, "sglang_url"),
+]
+
+
+async def test_a_malformed_request_names_the_field() -> None:
     async with served(mini()) as server:
-        response = await server.run(body(sglang_url="http://127.0.0.1:1/v1") | change)
+        for change, field in MALFORMED:
+            response = await server.run(body(sglang_url="http://127.0.0.1:1/v1") | change)
+            assert response.status_code == 422, (change, response.text)
+            assert field in response.json()["detail"][0]["loc"], (change, response.text)
         assert (await server.status())["episodes"] == []
-    assert response.status_code == 422, response.text
-    assert field in response.json()["detail"][0]["loc"], response.text
+        assert server.backend.num_started == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"instance_id": 5}', b"\xff"])
-async def test_a_body_that_is_no_request_is_a_422(content: bytes) -> None:
+async def test_a_body_that_is_no_request_is_a_422() -> None:
     async with served(GoldAgent()) as server:
-        response = await server.http.post("/run", content=content)
-    assert response.status_code == 422
-    assert response.json()["detail"][0]["loc"][0] == "body"
+        for content in (b"", b"{", b"[]", b'{"instance_id": 5}', b"\xff"):
+            response = await server.http.post("/run", content=content)
+            assert response.status_code == 422, content
+            assert response.json()["detail"][0]["loc"][0] == "body", content
 
 
 # --- repeats, queue, disconnects ------------------------------------------------
