@@ -79,7 +79,7 @@ class AgentSection(Section):
     name: AgentName = Field("mini", description="mini (mini-swe-agent), gold or noop.")
     prompt: str = Field(
         "swebench_backticks",
-        description="Prompt set: swebench_backticks, kata, or the path of a mini-swe-agent YAML.",
+        description="swebench_backticks, swebench (tool calls), kata, or a mini-swe-agent YAML.",
     )
     step_limit: int = Field(250, gt=0, description="Model calls in one episode.")
     collapse_limit: int = Field(
