@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+from palestra.errors import HostError
 
 
 def images_folder() -> Path:
@@ -32,5 +35,21 @@ def _cache() -> Path:
         writable = False
     else:
         writable = os.access(folder, os.W_OK)
-    # A service user may have no home; the user id keeps users apart.
-    return folder if writable else Path(tempfile.gettempdir()) / f"palestra-{os.getuid()}"
+    return folder if writable else _private_folder()
+
+
+def _private_folder() -> Path:
+    # A service user may have no home. The name can be guessed, so somebody else may
+    # have made the folder: it is used only if it is ours and closed to others.
+    folder = Path(tempfile.gettempdir()) / f"palestra-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot make {folder}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise HostError(
+            f"{folder} is not a private folder of this user",
+            hint="set $PALESTRA_STATE and $PALESTRA_IMAGES to folders of your own",
+        )
+    return folder
