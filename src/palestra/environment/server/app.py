@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -16,6 +13,7 @@ from palestra.environment.server.auth import TokenGate
 from palestra.environment.server.endpoints import BadRequest
 from palestra.environment.server.repeats import Stopped
 from palestra.environment.server.service import EpisodeService, ServerStopping
+from palestra.serving import ClientGone, while_connected
 from palestra.wire import RunRequest
 
 Result = TypeVar("Result")
@@ -23,10 +21,6 @@ Result = TypeVar("Result")
 CLIENT_GONE = 499  # nobody reads it; the access log does
 GYM_AGENT = "mini_swe_agent"
 GYM_SERVER = "mini_swe_simple_agent"
-
-
-class _ClientGone(Exception):
-    """The client closed its connection before the answer was there."""
 
 
 def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
@@ -41,7 +35,7 @@ def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
     app.add_exception_handler(ValidationError, _malformed)
     app.add_exception_handler(ServerStopping, _unavailable)
     app.add_exception_handler(Stopped, _unavailable)
-    app.add_exception_handler(_ClientGone, _nobody_there)
+    app.add_exception_handler(ClientGone, _nobody_there)
     if token is not None:
         app.add_middleware(TokenGate, token=token)
 
@@ -49,7 +43,7 @@ def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
     async def run(request: Request) -> Response:
         wanted = RunRequest.model_validate_json(await request.body())
         key = request.headers.get("idempotency-key") or None
-        answer = await _while_connected(request, service.answer(wanted, idempotency_key=key))
+        answer = await while_connected(request, service.answer(wanted, idempotency_key=key))
         return Response(answer, media_type="application/json")
 
     @app.get("/health")
@@ -79,31 +73,6 @@ def _gym_config(request: Request, service: EpisodeService) -> dict[str, Any]:
         GYM_SERVER: {"responses_api_agents": {GYM_AGENT: agent}},
         "policy_model_name": service.policy_model_name,
     }
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await ``work``, cancelling it when the client goes away.
-
-    Raises:
-        _ClientGone: it did.
-    """
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise _ClientGone
-    finally:
-        for task in (answer, gone):
-            task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await answer
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _bad_request(_: Request, error: Exception) -> Response:

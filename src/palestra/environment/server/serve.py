@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
 from palestra.environment.server.app import create_app
 from palestra.environment.server.service import EpisodeService
-from palestra.errors import ConfigError, EnvironmentUnavailable, HostError
+from palestra.errors import ConfigError, EnvironmentUnavailable
+from palestra.serving import QuietServer, listen, wait_started
 
-START_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 10.0
-BACKLOG = 2048
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to the program it runs in."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 async def serve(
@@ -59,12 +49,12 @@ async def serve(
             f"a server on {host} is open to others and needs a token",
             hint="--token, $PALESTRA_TOKEN or environment.token; or --host 127.0.0.1",
         )
-    listener = _listen(host, port)
+    listener = listen(host, port, doing=f"cannot listen on {host}:{port}")
     app = create_app(service, token=token or None)
-    server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
+    server = QuietServer(uvicorn.Config(app, lifespan="off", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await _started(server, serving)
+        await wait_started(server, serving, error=EnvironmentUnavailable)
         on_ready(_url(host, listener.getsockname()[1]))
         await _until(stop, serving)
         service.stop_taking()
@@ -82,43 +72,6 @@ def _is_loopback(host: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return False
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off only where the protocol is named: without it
-    # every answer of a kept-alive connection waits 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    doing = f"cannot listen on {host}:{port}"
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except socket.gaierror as error:
-        listener.close()
-        raise HostError(f"{doing}: {error.strerror}", hint="127.0.0.1 always works") from error
-    except OSError as error:
-        listener.close()
-        raise HostError.from_os(error, doing=doing) from error
-    except OverflowError as error:
-        listener.close()
-        raise HostError(f"{doing}: {error}", hint="ports end at 65535") from error
-    return listener
-
-
-async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while not server.started:
-                if serving.done():
-                    await serving
-                    raise EnvironmentUnavailable("the server ended before it began")
-                await asyncio.sleep(0.002)
-    except TimeoutError as error:
-        raise EnvironmentUnavailable(
-            f"the server did not start within {START_TIMEOUT_S:g} s"
-        ) from error
 
 
 async def _until(stop: asyncio.Event, serving: asyncio.Task[None]) -> None:

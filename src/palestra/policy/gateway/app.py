@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -18,16 +16,13 @@ from palestra.policy.gateway.answers import completion_to_wire, logprobs_to_wire
 from palestra.policy.gateway.gateway import Gateway
 from palestra.policy.gateway.ledger import LedgerFull, SessionLimits, UnknownSession
 from palestra.policy.gateway.requests import BadRequest, malformed, read_chat_request
+from palestra.serving import ClientGone, while_connected
 from palestra.wire import SessionRequest, SessionResponse, trace_to_wire
 
 Result = TypeVar("Result")
 
 HEALTH_TIMEOUT_S = 10.0
 CLIENT_GONE = 499  # nobody reads it; the access log does
-
-
-class _ClientGone(Exception):
-    """The client closed its connection before the answer was there."""
 
 
 def create_app(gateway: Gateway, *, public_url: str | None = None) -> FastAPI:
@@ -41,7 +36,7 @@ def create_app(gateway: Gateway, *, public_url: str | None = None) -> FastAPI:
     app = FastAPI(title="Palestra gateway", docs_url=None, redoc_url=None)
     app.add_exception_handler(PalestraError, _explain)
     app.add_exception_handler(RequestValidationError, _bad_parameter)
-    app.add_exception_handler(_ClientGone, _nobody_there)
+    app.add_exception_handler(ClientGone, _nobody_there)
     _add_completions(app, gateway)
     _add_sessions(app, gateway, public_url)
 
@@ -67,7 +62,7 @@ def create_app(gateway: Gateway, *, public_url: str | None = None) -> FastAPI:
 def _add_completions(app: FastAPI, gateway: Gateway) -> None:
     async def complete(request: Request, session_id: str | None) -> Response:
         chat = read_chat_request(await request.body())
-        completion = await _while_connected(request, gateway.complete(chat, session_id))
+        completion = await while_connected(request, gateway.complete(chat, session_id))
         body = completion_to_wire(
             completion, model=gateway.model_name, with_ids=chat.return_token_ids
         )
@@ -129,31 +124,6 @@ def _add_sessions(app: FastAPI, gateway: Gateway, public_url: str | None) -> Non
     async def drop_session(session_id: str) -> Response:
         gateway.ledger.drop(session_id)
         return Response(status_code=204)
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await ``work``, cancelling it when the client goes away.
-
-    Raises:
-        _ClientGone: it did.
-    """
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise _ClientGone
-    finally:
-        for task in (answer, gone):
-            task.cancel()
-            with suppress(asyncio.CancelledError, PalestraError):
-                await task
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _explain(_: Request, error: Exception) -> Response:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 import uvicorn
 
-from palestra.errors import GatewayError, HostError
+from palestra.errors import GatewayError
 from palestra.policy.gateway.app import create_app
 from palestra.policy.gateway.gateway import Gateway
+from palestra.serving import QuietServer, listen, wait_started
 
-START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5
-BACKLOG = 2048
-
-
-class _Server(uvicorn.Server):
-    """A server that leaves signals to the program it runs in."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @asynccontextmanager
@@ -46,7 +36,7 @@ async def running_gateway(
         HostError: the port is taken or the address is not this machine's.
         GatewayError: the server did not come up.
     """
-    listener = _listen(host, port)
+    listener = listen(host, port, doing=f"cannot listen on {host}:{port} for the gateway")
     config = uvicorn.Config(
         create_app(gateway, public_url=public_url),
         lifespan="off",
@@ -54,10 +44,10 @@ async def running_gateway(
         access_log=False,
         timeout_graceful_shutdown=STOP_TIMEOUT_S,
     )
-    server = _Server(config)
+    server = QuietServer(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        await _started(server, serving)
+        await wait_started(server, serving, error=GatewayError)
         yield _url(host, listener.getsockname()[1])
     finally:
         # Ends what is still being generated, so that no connection holds up the stop.
@@ -70,37 +60,6 @@ async def running_gateway(
             with suppress(asyncio.CancelledError):
                 await serving
             listener.close()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's delay off only where the protocol is named: without it
-    # every answer of a kept-alive connection waits 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        doing = f"cannot listen on {host}:{port} for the gateway"
-        if isinstance(error, OSError):
-            raise HostError.from_os(error, doing=doing) from error
-        raise HostError(f"{doing}: {error}", hint="ports end at 65535") from error
-    return listener
-
-
-async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            while not server.started:
-                if serving.done():
-                    await serving
-                    raise GatewayError("the gateway's server ended before it began")
-                await asyncio.sleep(0.002)
-    except TimeoutError as error:
-        raise GatewayError(f"the gateway did not start within {START_TIMEOUT_S:g} s") from error
 
 
 def _url(host: str, port: int) -> str:
