@@ -21,6 +21,7 @@ from palestra.errors import SandboxDied, SandboxStartError
 _STOP_TIMEOUT_S = 10.0
 _GENTLE_TIMEOUT_S = 2.0
 _POLL_S = 0.002
+_TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT)
 _MAX_COMPLAINT_BYTES = 4096
 
 
@@ -106,13 +107,13 @@ class Launch:
         try:
             with (self._folder / "stderr").open("wb") as stderr:
                 self._process = subprocess.Popen(
-                    command_for(info[1]),
+                    [*_heeding(), *command_for(info[1])],
                     stdin=control[0],
                     stdout=status[1],
                     stderr=stderr,
                     pass_fds=(info[1],),
                     cwd="/",
-                    env={},
+                    env={"PATH": os.defpath},
                     start_new_session=True,
                 )
         except OSError as error:
@@ -175,6 +176,16 @@ class Launch:
             text = file.read(_MAX_COMPLAINT_BYTES).decode("utf-8", "replace").strip()
         code = self._process.poll() if self._process is not None else None
         return StartFailure(f"{message}: {text}" if text else message, exit_code=code, stderr=text)
+
+
+def _heeding() -> list[str]:
+    """What makes the command heed the signals that a terminal sends.
+
+    A server that a script put into the background ignores them, its children inherit
+    that, and a shell cannot take it back.
+    """
+    ignored = [s.name for s in _TERMINAL_SIGNALS if signal.getsignal(s) is signal.SIG_IGN]
+    return ["env", f"--default-signal={','.join(ignored)}"] if ignored else []
 
 
 async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
