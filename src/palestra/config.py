@@ -19,6 +19,7 @@ from palestra.errors import ConfigError, HostError
 
 SandboxName = Literal["auto", "bubblewrap", "docker", "podman"]
 AgentName = Literal["mini", "gold", "noop"]
+EvaluationMode = Literal["sampled", "greedy"]
 
 
 class Section(BaseModel):
@@ -227,8 +228,23 @@ class EvaluationSection(Section):
     """Held-out evaluation inside training."""
 
     every: int = Field(0, ge=0, description="Steps between evaluations; 0: before and after only.")
-    attempts: int = Field(1, gt=0, description="Attempts at each held-out task.")
-    temperature: float = Field(1.0, ge=0, description="Sampling temperature; 0: greedy.")
+    modes: tuple[EvaluationMode, ...] = Field(
+        ("sampled", "greedy"),
+        min_length=1,
+        description="Each held-out task is attempted sampled, greedy (at temperature 0) or both.",
+    )
+    attempts: int = Field(
+        1, gt=0, description="Sampled attempts at each held-out task; greedy ones are all alike."
+    )
+    temperature: float | None = Field(
+        None, gt=0, description="Of the sampled attempts; none: sampling.temperature."
+    )
+
+    @model_validator(mode="after")
+    def _once_each(self) -> EvaluationSection:
+        if len(set(self.modes)) < len(self.modes):
+            raise ValueError("modes: a mode is named twice")
+        return self
 
 
 class Recipe(Section):

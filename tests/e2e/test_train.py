@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from palestra.events import read_events
+from palestra.learning.evaluations import EvaluationStore
 from palestra.learning.rollouts.store import RolloutStore
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -57,11 +58,17 @@ def descendants_with(marker: str) -> Iterator[str]:
                 yield f"{entry.name}: {line[:200]}"
 
 
+def leases(state: Path) -> list[str]:
+    # Not rglob, which trips over folders that a reaper removes meanwhile.
+    paths = [os.path.join(at, name) for at, _, names in os.walk(state) for name in names]  # noqa: PTH118
+    return [path for path in paths if path.endswith(".json") and "lease" in path]
+
+
 def nothing_left(state: Path, run: Path) -> None:
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         processes = [*descendants_with(str(state)), *descendants_with(str(run))]
-        live = [p for p in state.rglob("*.json") if "lease" in str(p)]
+        live = leases(state)
         if not processes and not live:
             break
         time.sleep(0.1)
@@ -100,6 +107,16 @@ def test_three_steps_of_the_smoke_recipe(tmp_path: Path, state: Path) -> None:
     assert versions == [{0}, {1}, {2}], "each step was sampled by the weights before it"
     ids = trained_ids(run)
     assert len(ids) == len(set(ids)), "a rollout was trained twice"
+    evaluations = EvaluationStore(run / "evaluations").read_all()
+    assert [(e.plan.step, e.plan.version, e.plan.mode) for e in evaluations] == [
+        (0, 0, "sampled"),
+        (0, 0, "greedy"),
+        (3, 3, "sampled"),
+        (3, 3, "greedy"),
+    ]
+    for evaluation in evaluations:
+        assert len(evaluation.episodes) == 16
+        assert all(e.rollout.episode.messages for e in evaluation.episodes)
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -132,6 +149,8 @@ def test_kill_9_and_resume(tmp_path: Path, state: Path, after_events: int) -> No
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     nothing_left(state, run)
+    store = EvaluationStore(run / "evaluations")
+    before = [store.path(0, mode).stat().st_mtime_ns for mode in ("sampled", "greedy")]
 
     resumed = subprocess.run(
         command("train", "--resume", run), capture_output=True, text=True, timeout=200, check=False
@@ -141,6 +160,14 @@ def test_kill_9_and_resume(tmp_path: Path, state: Path, after_events: int) -> No
     ids = trained_ids(run)
     assert len(ids) == len(set(ids)), "a rollout was trained twice"
     assert RolloutStore(run / "rollouts").steps() == [1, 2, 3]
+    assert [(e.plan.step, e.plan.mode) for e in store.read_all()] == [
+        (0, "sampled"),
+        (0, "greedy"),
+        (3, "sampled"),
+        (3, "greedy"),
+    ]
+    after = [store.path(0, mode).stat().st_mtime_ns for mode in ("sampled", "greedy")]
+    assert after == before, "the evaluation before training was done again"
     nothing_left(state, run)
 
 

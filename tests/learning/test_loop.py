@@ -17,6 +17,7 @@ from rollout_makers import make_group, make_scheduler
 from palestra.config import CheckpointSection, EvaluationSection, RolloutsSection
 from palestra.errors import CheckpointError, EngineError, InfraError
 from palestra.events import MemoryEvents
+from palestra.learning.evaluations import Evaluation, EvaluationPlan, EvaluationStore
 from palestra.learning.fake import FakeLearner, FakePublisher, FolderCheckpoints
 from palestra.learning.loop import TrainingLoop
 from palestra.learning.metrics_table import MetricsTable
@@ -343,6 +344,31 @@ async def test_evaluation_comes_before_in_between_and_after_once_each(tmp_path: 
     assert summary.evaluation == {"eval/solve_rate": 0.4}
     await Parts(tmp_path, **options).run(5)
     assert seen[3:] == [(5, 5)], "a resumed run does not evaluate its start again"
+
+
+async def test_the_last_step_is_saved_before_it_is_evaluated(tmp_path: Path) -> None:
+    class Evaluator:
+        async def evaluate(self, *, step: int, version: int) -> dict[str, float]:
+            if step:
+                assert (tmp_path / "checkpoints" / f"{step}.json").exists()
+            return {}
+
+    await Parts(tmp_path, every=100, evaluator=Evaluator()).run(3)
+
+
+async def test_evaluations_beyond_the_checkpoint_are_set_aside(tmp_path: Path) -> None:
+    await Parts(tmp_path).run(2)
+    store = EvaluationStore(tmp_path / "evaluations")
+    for step in (0, 2, 4):
+        plan = EvaluationPlan(
+            step=step, version=step, mode="greedy", temperature=0.0, attempts=1, tasks=""
+        )
+        store.write(Evaluation(plan=plan, duration_s=1.0, episodes=()))
+    parts = Parts(tmp_path)
+    await parts.run(2)
+    assert [e.plan.step for e in store.read_all()] == [0, 2]
+    (started,) = parts.events.of_kind("loop.started")
+    assert started.fields["discarded"] == ["4-greedy.jsonl.zst.1.discarded"]
 
 
 # --- progress -----------------------------------------------------------------

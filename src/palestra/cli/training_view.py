@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
+from typing import get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from palestra.cli.terminal import PLAIN_INTERVAL_S
+from palestra.config import EvaluationMode
+from palestra.learning.evaluations import EvaluationPlan
 from palestra.learning.protocols import StepReport
 from palestra.records import Outcome, Rollout
 
 WARMUP_LINES = 5
+
+
+@dataclass(slots=True)
+class _Count:
+    """Episodes of the evaluation that is running."""
+
+    total: int = 0
+    done: int = 0
+    solved: int = 0
+    said_at_s: float = 0.0
 
 
 class TrainingView:
@@ -40,6 +55,8 @@ class TrainingView:
                 transient=True,
             )
             self._steps = self._bar.add_task("steps", total=num_steps, note="")
+            self._held_out = self._bar.add_task("held-out", total=None, note="", visible=False)
+        self._evaluation = _Count()
         self._num_episodes = 0
         self._num_solved = 0
 
@@ -78,19 +95,35 @@ class TrainingView:
         if self._bar is not None:
             self._bar.update(self._steps, completed=report.step, note="")
 
+    def on_evaluation_begin(self, plan: EvaluationPlan, num_episodes: int) -> None:
+        """Say what is evaluated, and count its episodes from here on."""
+        how = "greedy" if plan.mode == "greedy" else f"sampled at temperature {plan.temperature:g}"
+        self.say(f"evaluating after step {plan.step}: {num_episodes} held-out episodes, {how}")
+        self._evaluation = _Count(total=num_episodes, said_at_s=time.monotonic())
+        if self._bar is not None:
+            self._bar.update(self._held_out, total=num_episodes, completed=0, note="", visible=True)
+
+    def on_evaluation_episode(self, rollout: Rollout) -> None:
+        """Count an episode of the evaluation."""
+        count = self._evaluation
+        count.done += 1
+        count.solved += rollout.episode.reward == 1.0
+        if self._bar is not None:
+            self._bar.update(
+                self._held_out,
+                completed=count.done,
+                note=f"{count.solved} solved",
+                visible=count.done < count.total,
+            )
+        elif count.done < count.total and time.monotonic() - count.said_at_s > PLAIN_INTERVAL_S:
+            count.said_at_s = time.monotonic()
+            self.say(f"evaluated {count.done} of {count.total}, {count.solved} solved")
+
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show a held-out evaluation."""
-        if "eval/solve_rate" not in metrics:
-            self.say(f"held-out after step {step}: no episode could be graded")
-            return
-        rate, low, high = (
-            100 * metrics[f"eval/solve_rate{part}"] for part in ("", "_low", "_high")
-        )
-        episodes = int(metrics["eval/episodes"])
-        self.say(
-            f"held-out after step {step}: solved {rate:.1f} % of {episodes}"
-            f" (95 % interval {low:.1f} to {high:.1f})"
-        )
+        """Show a held-out evaluation, a line for each mode."""
+        for mode in get_args(EvaluationMode):
+            if f"eval/{mode}/episodes" in metrics:
+                self.say(f"held-out after step {step}, {mode}: {_solved(metrics, mode)}")
 
     def __enter__(self) -> TrainingView:
         if self._bar is not None:
@@ -102,6 +135,16 @@ class TrainingView:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+def _solved(metrics: Mapping[str, float], mode: str) -> str:
+    if f"eval/{mode}/solve_rate" not in metrics:
+        return "no episode could be graded"
+    rate, low, high = (
+        100 * metrics[f"eval/{mode}/solve_rate{part}"] for part in ("", "_low", "_high")
+    )
+    episodes = int(metrics[f"eval/{mode}/episodes"])
+    return f"solved {rate:.1f} % of {episodes} (95 % interval {low:.1f} to {high:.1f})"
 
 
 SHOWN = {

@@ -20,6 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from palestra.config import CheckpointSection, EvaluationSection
 from palestra.errors import CheckpointError
 from palestra.events import EventSink, NullEvents
+from palestra.learning.evaluations import EvaluationStore
 from palestra.learning.metrics import batch_metrics
 from palestra.learning.metrics_table import MetricsTable
 from palestra.learning.progress import IndexSet, Progress
@@ -60,7 +61,8 @@ class TrainingLoop(Generic[LearnerT]):
     """Trains a learner on what a batch source brings.
 
     Args:
-        run_dir: of the run; ``weights/``, ``rollouts/`` and ``metrics.csv`` lie in it.
+        run_dir: of the run; ``weights/``, ``rollouts/``, ``evaluations/`` and
+            ``metrics.csv`` lie in it.
         batches: brings the groups.
         learner: is trained; must stand where ``progress`` says.
         publisher: serves the weights to whoever samples.
@@ -101,6 +103,7 @@ class TrainingLoop(Generic[LearnerT]):
         self._observer = observer
         self._weights = WeightFolders(run_dir / "weights")
         self._rollouts = RolloutStore(run_dir / "rollouts")
+        self._evaluations = EvaluationStore(run_dir / "evaluations")
         self._table = MetricsTable(run_dir / "metrics.csv")
         self._is_whole = True
         self._evaluated_step: int | None = None
@@ -130,6 +133,8 @@ class TrainingLoop(Generic[LearnerT]):
                 await self._evaluate_if(self._progress.step == 0)
                 while self._progress.step < steps:
                     await self._step(thread)
+                # First, so that a kill in the last evaluation costs no training.
+                await self._finish(self._checkpoint(thread))
                 await self._evaluate_if(self._progress.step > 0)
             finally:
                 await self._finish(self._checkpoint(thread))
@@ -149,7 +154,10 @@ class TrainingLoop(Generic[LearnerT]):
                 f"the learner is at version {self._learner.version}, "
                 f"but the run stands at version {progress.version}"
             )
-        discarded = self._rollouts.set_aside(after_step=progress.step)
+        discarded = [
+            *self._rollouts.set_aside(after_step=progress.step),
+            *self._evaluations.set_aside(after_step=progress.step),
+        ]
         self._table.truncate(after_step=progress.step)
         self._weights.prune(progress.version)
         self._events.emit(

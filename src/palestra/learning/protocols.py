@@ -79,7 +79,10 @@ class Evaluator(Protocol):
     """Measures the served policy on held-out tasks."""
 
     async def evaluate(self, *, step: int, version: int) -> Mapping[str, float]:
-        """Return metrics; they are reported below ``eval/``."""
+        """Return metrics; they are reported below ``eval/``.
+
+        What was measured of this step before, in another process, may be returned again.
+        """
         ...
 
 

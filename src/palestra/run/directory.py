@@ -39,6 +39,21 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     @property
+    def evaluations(self) -> Path:
+        """Every episode of the held-out evaluations."""
+        return self.root / "evaluations"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per training step."""
+        return self.root / "metrics.csv"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows what the run did."""
+        return self.root / "report.html"
+
+    @property
     def start_model(self) -> Path:
         """The model that the run starts from, where the recipe asks to make one."""
         return self.root / "start-model"

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import time
 from collections.abc import Mapping, Sequence
 
-from palestra.config import Recipe
-from palestra.learning.metrics import wilson_interval
+from palestra.config import EvaluationMode, Recipe
+from palestra.errors import InfraError
+from palestra.events import EventSink
+from palestra.learning.evaluations import (
+    EvaluatedEpisode,
+    Evaluation,
+    EvaluationPlan,
+    EvaluationStore,
+)
 from palestra.learning.rollouts.collector import RolloutCollector
 from palestra.learning.rollouts.protocol import Environment, Gateway
-from palestra.records import Rollout, Task
+from palestra.records import Outcome, Task
 from palestra.run.watching import Watcher
 
 
 class HeldOutEvaluator:
-    """Attempts every held-out task and reports the solve rate with its 95 % interval.
+    """Attempts every held-out task in every mode and keeps the episodes on disk.
+
+    What is on disk already, of the same step, weights, tasks and mode, is not done again.
 
     Args:
         tasks: held out.
         environment: runs the episodes.
         gateway: samples for them.
-        recipe: its ``evaluation`` section says how often and how.
-        watcher: is told when it begins.
+        recipe: its ``evaluation`` section says how.
+        store: keeps what was evaluated.
+        watcher: is told of each mode and each episode.
+        events: told of retries.
     """
 
     def __init__(
@@ -29,48 +42,115 @@ class HeldOutEvaluator:
         tasks: Sequence[Task],
         environment: Environment,
         gateway: Gateway,
+        *,
         recipe: Recipe,
+        store: EvaluationStore,
         watcher: Watcher,
+        events: EventSink,
     ) -> None:
         self._tasks = tasks
-        self._section = recipe.evaluation
+        self._environment = environment
+        self._gateway = gateway
+        self._recipe = recipe
+        self._store = store
         self._watcher = watcher
+        self._events = events
         self._slots = asyncio.Semaphore(recipe.environment.concurrency)
-        self._collector = RolloutCollector(
-            environment,
-            gateway,
-            # Not validated: 0 (greedy) is fine here and wrong for training.
-            sampling=recipe.sampling.model_copy(
-                update={"temperature": recipe.evaluation.temperature}
-            ),
-            infra_retries=recipe.rollouts.infra_retries,
-            seed=recipe.seed,
-        )
 
     async def evaluate(self, *, step: int, version: int) -> Mapping[str, float]:
         """Attempt all tasks under the served weights.
 
         Returns:
-            ``solve_rate``, its interval ``solve_rate_low`` and ``solve_rate_high``, and
-            ``episodes`` that were graded; the first three are left out if none was.
+            Below ``sampled/`` and ``greedy/``: ``solve_rate``, its 95 % interval
+            ``solve_rate_low`` and ``solve_rate_high``, ``episodes`` that were graded, and
+            shares of outcomes. A value that nothing is known of is left out.
+
+        Raises:
+            InfraError: more than ``rollouts.max_infra_share`` of a mode's episodes failed.
+            UsageError: the user must mend something before any episode can run.
         """
-        attempts = self._section.attempts
-        self._watcher.say(f"evaluating {len(self._tasks)} held-out tasks")
-        async with asyncio.TaskGroup() as group:
-            running = [
-                group.create_task(self._attempt(task, f"eval-{step}-{task.instance_id}-{number}"))
-                for task in self._tasks
-                for number in range(attempts)
-            ]
-        rewards = [r for r in (task.result().reward for task in running) if r is not None]
-        metrics = {"episodes": float(len(rewards))}
-        interval = wilson_interval(sum(r == 1.0 for r in rewards), len(rewards))
-        if interval is not None:
-            metrics["solve_rate"] = sum(r == 1.0 for r in rewards) / len(rewards)
-            metrics["solve_rate_low"] = interval.low
-            metrics["solve_rate_high"] = interval.high
+        metrics: dict[str, float] = {}
+        for mode in self._recipe.evaluation.modes:
+            plan = self._plan(mode, step, version)
+            evaluation = await asyncio.to_thread(self._store.find, plan)
+            if evaluation is None:
+                evaluation = await self._carry_out(plan)
+                await asyncio.to_thread(self._store.write, evaluation)
+            metrics |= {f"{mode}/{name}": value for name, value in evaluation.metrics().items()}
         return metrics
 
-    async def _attempt(self, task: Task, rollout_id: str) -> Rollout:
+    def _plan(self, mode: EvaluationMode, step: int, version: int) -> EvaluationPlan:
+        section = self._recipe.evaluation
+        sampled = mode == "sampled"
+        temperature = section.temperature or self._recipe.sampling.temperature
+        return EvaluationPlan(
+            step=step,
+            version=version,
+            mode=mode,
+            temperature=temperature if sampled else 0.0,
+            attempts=section.attempts if sampled else 1,
+            tasks=_digest(self._tasks),
+        )
+
+    async def _carry_out(self, plan: EvaluationPlan) -> Evaluation:
+        collector = RolloutCollector(
+            self._environment,
+            self._gateway,
+            # Not validated: 0 (greedy) is fine here and wrong for training.
+            sampling=self._recipe.sampling.model_copy(update={"temperature": plan.temperature}),
+            infra_retries=self._recipe.rollouts.infra_retries,
+            seed=self._recipe.seed,
+            events=self._events,
+        )
+        self._watcher.on_evaluation_begin(plan, len(self._tasks) * plan.attempts)
+        began_s = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [
+                    group.create_task(self._attempt(collector, task, plan, number))
+                    for task in self._tasks
+                    for number in range(plan.attempts)
+                ]
+        except BaseExceptionGroup as errors:
+            # The first is enough: it says what the user must mend.
+            raise errors.exceptions[0] from None
+        evaluation = Evaluation(
+            plan=plan,
+            duration_s=time.monotonic() - began_s,
+            episodes=tuple(task.result() for task in running),
+        )
+        self._check_infra_share(evaluation)
+        return evaluation
+
+    async def _attempt(
+        self, collector: RolloutCollector, task: Task, plan: EvaluationPlan, number: int
+    ) -> EvaluatedEpisode:
+        name = f"eval-{plan.step}-{plan.mode}-{task.instance_id}-{number}"
         async with self._slots:
-            return await self._collector.collect(task, rollout_id)
+            rollout = await collector.collect(task, name)
+        self._watcher.on_evaluation_episode(rollout)
+        return EvaluatedEpisode(
+            attempt=number,
+            statement=task.problem_statement,
+            kind=str(task.row.get("family") or task.repo),
+            rollout=rollout,
+        )
+
+    def _check_infra_share(self, evaluation: Evaluation) -> None:
+        episodes = [attempt.rollout.episode for attempt in evaluation.episodes]
+        failed = [e for e in episodes if e.outcome is Outcome.INFRA_ERROR]
+        allowed = self._recipe.rollouts.max_infra_share
+        if len(failed) <= allowed * len(episodes):
+            return
+        raise InfraError(
+            f"{len(failed)} of {len(episodes)} held-out episodes failed for reasons that are not "
+            f"the policy's, more than rollouts.max_infra_share = {allowed:g} allows; the last: "
+            f"{failed[-1].instance_id}: {failed[-1].error or failed[-1].exit_status}"
+        )
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for task in tasks:
+        digest.update(f"{task.instance_id}\0{task.problem_statement}\0".encode())
+    return digest.hexdigest()

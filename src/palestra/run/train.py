@@ -11,6 +11,7 @@ from pathlib import Path
 from palestra.config import Recipe
 from palestra.errors import CheckpointError
 from palestra.events import EventLog, EventSink
+from palestra.learning.evaluations import EvaluationStore
 from palestra.learning.loop import RunSummary, TrainingLoop
 from palestra.learning.progress import Progress
 from palestra.learning.rollouts.collector import RolloutCollector
@@ -85,7 +86,15 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         scheduler = await stack.enter_async_context(
             _scheduler(recipe, tasks, collector, progress, watcher, events)
         )
-        evaluator = HeldOutEvaluator(tasks.heldout, environment, gateway, recipe, watcher)
+        evaluator = HeldOutEvaluator(
+            tasks.heldout,
+            environment,
+            gateway,
+            recipe=recipe,
+            store=EvaluationStore(run.evaluations),
+            watcher=watcher,
+            events=events,
+        )
         loop: TrainingLoop[Trainer] = TrainingLoop(
             run_dir=run.root,
             batches=scheduler,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from palestra.learning.evaluations import EvaluationPlan
 from palestra.learning.protocols import StepReport
 from palestra.records import Rollout
 
@@ -26,6 +27,14 @@ class Watcher(Protocol):
 
     def on_step(self, report: StepReport) -> None:
         """A training step is complete."""
+        ...
+
+    def on_evaluation_begin(self, plan: EvaluationPlan, num_episodes: int) -> None:
+        """A held-out evaluation in one mode begins."""
+        ...
+
+    def on_evaluation_episode(self, rollout: Rollout) -> None:
+        """An episode of the evaluation that began last has ended."""
         ...
 
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

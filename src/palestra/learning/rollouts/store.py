@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-import zstandard
-
 from palestra.errors import HostError
 from palestra.learning.rollouts.filters import DropReason, JudgedGroup
+from palestra.learning.rollouts.json_lines import (
+    SUFFIX,
+    discard,
+    read_json_lines,
+    write_json_lines,
+)
 from palestra.records import Rollout
 from palestra.wire import episode_from_wire, episode_to_wire, trace_from_wire, trace_to_wire
-
-_SUFFIX = ".jsonl.zst"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +52,11 @@ class RolloutStore:
 
     def path(self, step: int) -> Path:
         """Where the rollouts of ``step`` lie."""
-        return self._folder / f"{step}{_SUFFIX}"
+        return self._folder / f"{step}{SUFFIX}"
 
     def steps(self) -> list[int]:
         """The steps that have a file, in order."""
-        names = (p.name.removesuffix(_SUFFIX) for p in self._folder.glob(f"*{_SUFFIX}"))
+        names = (p.name.removesuffix(SUFFIX) for p in self._folder.glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in names if name.isdecimal())
 
     def write(self, step: int, judged: Iterable[JudgedGroup]) -> Path:
@@ -66,22 +65,9 @@ class RolloutStore:
         Raises:
             HostError: the disk is full, there is no permission, or the like.
         """
-        target = self.path(step)
-        temporary = target.with_suffix(".tmp")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                with zstandard.ZstdCompressor().stream_writer(file, closefd=False) as stream:
-                    for line in _lines(step, judged):
-                        stream.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
-            raise HostError.from_os(error, doing="cannot write the rollouts") from error
-        return target
+        return write_json_lines(
+            self.path(step), _lines(step, judged), doing="cannot write the rollouts"
+        )
 
     def read(self, step: int) -> Iterator[StoredRollout]:
         """Yield the rollouts of a step.
@@ -89,18 +75,8 @@ class RolloutStore:
         Raises:
             HostError: there is no such file, or it cannot be read.
         """
-        try:
-            with (
-                self.path(step).open("rb") as file,
-                zstandard.ZstdDecompressor().stream_reader(file) as stream,
-            ):
-                data = stream.read()
-        except OSError as error:
-            raise HostError.from_os(error, doing="cannot read the rollouts") from error
-        except zstandard.ZstdError as error:
-            raise HostError(f"cannot read the rollouts ({self.path(step)}): {error}") from error
-        for line in data.splitlines():
-            yield _stored(orjson.loads(line))
+        for line in read_json_lines(self.path(step), doing="cannot read the rollouts"):
+            yield _stored(line)
 
     def set_aside(self, *, after_step: int) -> list[Path]:
         """Rename the files of later steps to ``*.discarded``, since those will be done again.
@@ -114,33 +90,26 @@ class RolloutStore:
         try:
             for leftover in self._folder.glob("*.tmp"):
                 leftover.unlink()
-            return [self._discard(self.path(s)) for s in self.steps() if s > after_step]
+            return [discard(self.path(s)) for s in self.steps() if s > after_step]
         except OSError as error:
             raise HostError.from_os(error, doing="cannot set rollouts aside") from error
 
-    def _discard(self, path: Path) -> Path:
-        number = 1 + sum(1 for _ in self._folder.glob(f"{path.name}.*.discarded"))
-        return path.rename(path.with_name(f"{path.name}.{number}.discarded"))
 
-
-def _lines(step: int, judged: Iterable[JudgedGroup]) -> Iterator[bytes]:
+def _lines(step: int, judged: Iterable[JudgedGroup]) -> Iterator[dict[str, Any]]:
     for group in judged:
         trained = {r.rollout_id for r in group.kept.rollouts} if group.kept else set()
         for rollout in group.whole.rollouts:
-            yield orjson.dumps(
-                {
-                    "step": step,
-                    "group_id": group.whole.group_id,
-                    "task_index": group.whole.task_index,
-                    "rollout_id": rollout.rollout_id,
-                    "trained": rollout.rollout_id in trained,
-                    "drop_reason": group.reason,
-                    "reward": rollout.reward,
-                    "episode": episode_to_wire(rollout.episode),
-                    "trace": trace_to_wire(rollout.trace),
-                },
-                option=orjson.OPT_APPEND_NEWLINE,
-            )
+            yield {
+                "step": step,
+                "group_id": group.whole.group_id,
+                "task_index": group.whole.task_index,
+                "rollout_id": rollout.rollout_id,
+                "trained": rollout.rollout_id in trained,
+                "drop_reason": group.reason,
+                "reward": rollout.reward,
+                "episode": episode_to_wire(rollout.episode),
+                "trace": trace_to_wire(rollout.trace),
+            }
 
 
 def _stored(line: dict[str, Any]) -> StoredRollout:
