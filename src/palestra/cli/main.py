@@ -9,6 +9,7 @@ import typer
 
 import palestra
 from palestra.cli import data, images
+from palestra.cli.demo import demo
 from palestra.cli.evaluate import evaluate
 from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
@@ -24,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
 app.command("serve")(serve)

@@ -14,9 +14,19 @@ from palestra.cli.training_view import TrainingView
 from palestra.config import load_recipe, recipe_keys
 from palestra.errors import ConfigError, MissingExtra
 from palestra.run.directory import create_run, locked, open_run
+from palestra.run.recipes import find_recipe
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+]
+Resume = Annotated[
+    Path | None, typer.Option(help="Go on with this run directory instead of a recipe.")
+]
 
 
 def epilog() -> str:
@@ -26,14 +36,12 @@ def epilog() -> str:
 
 
 def train(
-    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a TOML file.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(help="The recipe: a TOML file, or the name of one that comes along."),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run directory instead of a recipe.")
-    ] = None,
+    overrides: Overrides = None,
+    resume: Resume = None,
 ) -> None:
     """Train an agent: environment, gateway, engine and trainer from one recipe."""
     if (recipe is None) == (resume is None):
@@ -44,7 +52,7 @@ def train(
         tasks = training.load_run_tasks(resolved)
     else:
         assert recipe is not None
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = load_recipe(find_recipe(recipe), overrides or [])
         # Before there is a directory: a run that cannot start leaves nothing behind.
         tasks = training.load_run_tasks(resolved)
         run, resolved = create_run(resolved)

@@ -1,0 +1,14 @@
+"""``palestra demo``: ``palestra train`` on the recipe ``demo``, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from palestra.cli.train import Overrides, Resume, train
+
+RECIPE = Path("demo")
+
+
+def demo(overrides: Overrides = None, resume: Resume = None) -> None:
+    """Train the demo policy for a few minutes, measured before and after."""
+    train(None if resume else RECIPE, overrides, resume)
