@@ -11,6 +11,7 @@ import palestra
 from palestra.cli import data, images
 from palestra.cli.demo import demo
 from palestra.cli.evaluate import evaluate
+from palestra.cli.report import report
 from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
 from palestra.cli.train import epilog, train
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
+app.command("report")(report)
 app.command("serve")(serve)
 app.add_typer(data.app, name="data")
 app.add_typer(images.app, name="images")

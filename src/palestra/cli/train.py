@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palestra.cli.loop import run_cancellable
-from palestra.cli.terminal import say
+from palestra.cli.report import conclude
 from palestra.cli.training_view import TrainingView
 from palestra.config import load_recipe, recipe_keys
 from palestra.errors import ConfigError, MissingExtra
@@ -56,13 +56,16 @@ def train(
         # Before there is a directory: a run that cannot start leaves nothing behind.
         tasks = training.load_run_tasks(resolved)
         run, resolved = create_run(resolved)
-    with locked(run), TrainingView(resolved.training.steps, resolved.warmstart.steps) as view:
-        view.say(f"run {run.root}")
-        summary = run_cancellable(
-            training.train(resolved, run, tasks, view),
-            stopping=f"stopping; palestra train --resume {run.root} will go on",
-        )
-    say(f"done: {summary.progress.step} steps, weights version {summary.progress.version}")
+    with locked(run):
+        try:
+            with TrainingView(resolved.training.steps, resolved.warmstart.steps) as view:
+                view.say(f"run {run.root}")
+                summary = run_cancellable(
+                    training.train(resolved, run, tasks, view),
+                    stopping=f"stopping; palestra train --resume {run.root} will go on",
+                )
+        finally:
+            conclude(run)
     typer.echo(run.checkpoints / str(summary.progress.step) / "model")
 
 

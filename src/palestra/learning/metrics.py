@@ -126,7 +126,32 @@ def batch_metrics(batch: StepBatch) -> dict[str, float]:
         metrics["rollout/off_policy_steps_max"] = max(lags)
     sampled = [sum(len(t.sampled_ids) for t in r.trace.turns) for r in rollouts if r.trace.turns]
     _put_mean(metrics, "rollout/sampled_tokens_mean", sampled)
-    return metrics
+    if sampled:
+        metrics["rollout/sampled_tokens_sum"] = float(sum(sampled))
+    return metrics | stage_metrics(episodes)
+
+
+def stage_metrics(episodes: Iterable[EpisodeResult]) -> dict[str, float]:
+    """Seconds by stage, summed over episodes that run at once, so more than the clock shows.
+
+    ``other`` is what is left of the totals: reading diffs, and waiting in between.
+    """
+    sums: dict[str, float] = {}
+    for timings in (episode.timings for episode in episodes):
+        stages = {
+            "queue": timings.queue_s,
+            "start": timings.start_s,
+            "model": timings.model_s,
+            "commands": timings.env_s,
+            "grading": timings.eval_s,
+        }
+        if timings.total_s is not None:
+            stages["other"] = max(0.0, timings.total_s - math.fsum(s or 0 for s in stages.values()))
+        for stage, seconds in stages.items():
+            if seconds is not None:
+                name = f"time/episodes_{stage}_s"
+                sums[name] = sums.get(name, 0.0) + seconds
+    return sums
 
 
 def _overhead_s(episode: EpisodeResult) -> float | None:

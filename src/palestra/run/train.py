@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from palestra.config import Recipe
 from palestra.errors import CheckpointError
@@ -24,6 +27,7 @@ from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
 from palestra.run.directory import RunDirectory
 from palestra.run.environment import environment_url
+from palestra.run.facts import gather_facts
 from palestra.run.heldout import HeldOutEvaluator
 from palestra.run.policy import load_tokenizer, local_engine, model_folder, serving
 from palestra.run.warmup import Warmup
@@ -63,6 +67,8 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
     """
     async with AsyncExitStack() as stack:
         events = stack.enter_context(EventLog(run.events))
+        facts = gather_facts(sys.argv[1:], accelerators=_accelerators())
+        events.emit("run.started", facts=facts)
         environment = await stack.enter_async_context(_environment(recipe, run))
         store = CheckpointStore(run.checkpoints, recipe.checkpoints.keep_last, events=events)
         watcher.say("loading the model")
@@ -109,6 +115,10 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             observer=watcher,
         )
         return await loop.run(recipe.training.steps)
+
+
+def _accelerators() -> list[str]:
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 @asynccontextmanager
