@@ -29,6 +29,7 @@ from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
 from palestra.environment.sandboxes.userland import (
     build_hosts_layer,
     build_skeleton,
+    skeleton_key,
     userland_binds,
     userland_env,
 )
@@ -207,10 +208,9 @@ class BubblewrapBackend:
         return self._image_ground(spec)
 
     def _host_ground(self, spec: SandboxSpec) -> _Ground:
-        skeleton = self._layers.get("skeleton-1", build_skeleton)
-        hosts = self._layers.get("hosts-1", build_hosts_layer)
+        skeleton = self._layers.get(skeleton_key(), build_skeleton)
         return _Ground(
-            layers=(skeleton, hosts, *self._files(spec)),
+            layers=(skeleton, *self._files(spec)),
             env=userland_env(),
             shell="/bin/bash" if has_program(Path("/"), "bash") else "/bin/sh",
             binds=userland_binds(network=spec.network),

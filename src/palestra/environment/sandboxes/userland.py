@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from palestra.environment.sandboxes.arguments import HOSTNAME, Bind
 
 _PROGRAMS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_SETTINGS = (
+# Copied once, into a layer: each bind is a mount, and bwrap reads the whole table of
+# mounts again for every one.
+_COPIED = (
     "/etc/alternatives",
     "/etc/ca-certificates",
     "/etc/ld.so.cache",
@@ -16,12 +21,11 @@ _SETTINGS = (
     "/etc/ld.so.conf.d",
     "/etc/localtime",
     "/etc/mime.types",
-    "/etc/pki",
     "/etc/protocols",
     "/etc/services",
-    "/etc/ssl/certs",
     "/etc/ssl/openssl.cnf",
 )
+_BOUND = ("/etc/pki", "/etc/ssl/certs")
 _FOLDERS = ("dev", "etc", "home", "opt", "proc", "root", "run", "tmp", "usr", "var/tmp")
 _STICKY_FOLDERS = ("tmp", "var/tmp")
 _HOSTS = f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -41,6 +45,16 @@ def build_hosts_layer(folder: Path) -> None:
     _write(folder, {"etc/hosts": _HOSTS})
 
 
+def skeleton_key() -> str:
+    """A name for the skeleton that changes with the settings of the host that it copies."""
+    digest = hashlib.sha256()
+    for name in _COPIED:
+        with suppress(OSError):
+            stat = Path(name).stat()
+            digest.update(f"{name} {stat.st_mtime_ns} {stat.st_size}\n".encode())
+    return f"skeleton-2-{digest.hexdigest()[:16]}"
+
+
 def build_skeleton(folder: Path) -> None:
     """Lay the root file system that the host's programs are bound into."""
     for name in _FOLDERS:
@@ -50,7 +64,10 @@ def build_skeleton(folder: Path) -> None:
     for program_folder in map(Path, _PROGRAMS):
         if program_folder.is_symlink():
             (folder / program_folder.name).symlink_to(program_folder.readlink())
+    for source in map(Path, _COPIED):
+        _copy(source, folder / source.relative_to("/"))
     _write(folder, _FILES)
+    build_hosts_layer(folder)
 
 
 def userland_binds(*, network: bool) -> tuple[Bind, ...]:
@@ -61,10 +78,8 @@ def userland_binds(*, network: bool) -> tuple[Bind, ...]:
         for path in map(Path, _PROGRAMS)
         if path.is_dir() and not path.is_symlink()
     ]
-    binds += [Bind(source=name, target=name, optional=True) for name in _SETTINGS]
-    if network:
-        name = "/etc/resolv.conf"
-        binds.append(Bind(source=name, target=name, optional=True))
+    settings = (*_BOUND, "/etc/resolv.conf") if network else _BOUND
+    binds += [Bind(source=name, target=name) for name in settings if Path(name).exists()]
     python = sys.base_prefix
     if not Path(python).is_relative_to("/usr"):
         binds.append(Bind(source=python, target=python))
@@ -88,3 +103,13 @@ def _write(folder: Path, files: dict[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what there is and what we may read; a setting that is missing is no error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        if source.is_dir():
+            shutil.copytree(source, target, symlinks=True)
+        elif source.is_file():
+            shutil.copy(source, target)
