@@ -1,5 +1,8 @@
 """What a candidate patch may name, and how its headers are read."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from grading_toys import GOLD, toy_task
 
@@ -7,9 +10,11 @@ from palestra.environment.grading.patches import (
     clear_command,
     encode,
     is_empty,
+    is_plain_text,
     refusal,
     touched_paths,
     touches_build,
+    write_command,
 )
 
 
@@ -106,5 +111,36 @@ def test_encode_ends_the_last_line_and_keeps_odd_bytes() -> None:
     assert not is_empty("x")
 
 
-def test_what_lies_where_hidden_tests_go_is_cleared_and_nothing_else() -> None:
-    assert clear_command(toy_task()) == "rm -rf -- test_calc.py"
+@pytest.mark.parametrize(
+    "lay",
+    ["true", "echo x >test_calc.py", "ln -s nowhere test_calc.py", "mkdir -p test_calc.py/a"],
+    ids=["nothing", "file", "broken link", "folder"],
+)
+def test_what_lies_where_hidden_tests_go_is_cleared_and_nothing_else(
+    lay: str, tmp_path: Path
+) -> None:
+    script = f"{lay}; echo x >other.py; {clear_command(toy_task())} && ls -A"
+    for shell in ("bash", "sh"):
+        told = subprocess.run(
+            [shell, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (told.stdout, told.stderr, told.returncode) == ("other.py\n", "", 0), shell
+
+
+ODD_TEXTS = ("it's\n", "$x `y` \\n %s %%\n", "no newline", "-n\n", "ü\t\r\n\n")
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_a_plain_patch_is_written_as_it_is(text: str, tmp_path: Path) -> None:
+    assert is_plain_text(text)
+    for shell in ("bash", "sh"):
+        subprocess.run([shell, "-c", write_command(text, f"{tmp_path}/p")], check=True)
+        assert (tmp_path / "p").read_bytes() == encode(text), shell
+    assert not is_plain_text("a\0b")
+    assert not is_plain_text(b"\xff".decode(errors="surrogateescape"))
+
+
+def test_a_patch_that_cannot_be_written_ends_the_run_before_the_tests() -> None:
+    script = f"{write_command(GOLD, '/nowhere/p')}; echo tests"
+    told = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (told.stdout, told.returncode) == ("", 1)

@@ -83,13 +83,14 @@ def _stage(sandbox: Sandbox) -> str:
     reading every file.
     """
     index = f"/tmp/palestra-{sandbox.sandbox_id}.index"
+    add = f"{_GIT} add -A --ignore-errors"
     return (
         f"export GIT_INDEX_FILE={index} GIT_OPTIONAL_LOCKS=0\n"
         f"[ -f {index} ] || cp -- .git/index {index} 2>/dev/null\n"
         # 1: some files could not be read (a repository without commits is one such);
-        # the others are staged.
-        f"said=$({_GIT} add -A --ignore-errors 2>&1)\n"
-        '[ $? -le 1 ] || { echo "$said"; exit 1; }'
+        # the others are staged. Otherwise again, to hear why: keeping what it says would
+        # cost each of the others a process.
+        f"{add} >/dev/null 2>&1\n[ $? -le 1 ] || {{ {add} 2>&1; exit 1; }}"
     )
 
 

@@ -21,6 +21,7 @@ _READ_IN_PLACE = (".py", ".pyi", ".md", ".rst", ".txt")
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _NAMING = re.compile(r"(?:---|\+\+\+|rename from|rename to|copy from|copy to) (.*)")
 _GIT_HEADER = re.compile(r"diff --git (.*)")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _WORD = re.compile(r'"(?:[^"\\]|\\.)*"|\S+')
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
@@ -117,6 +118,20 @@ def encode(patch: str) -> bytes:
     return data if data.endswith(b"\n") else data + b"\n"
 
 
+def is_plain_text(patch: str) -> bool:
+    """Whether ``patch`` can stand in a command as it is: UTF-8 without NULs."""
+    return "\0" not in patch and not _SURROGATE.search(patch)
+
+
+def write_command(patch: str, patch_file: str) -> str:
+    """Bash that writes a patch of plain text to ``patch_file``, without another process.
+
+    If it cannot be written the shell ends, so that nobody reads that as a bad patch.
+    """
+    text = patch if patch.endswith("\n") else patch + "\n"
+    return f"printf %s {shlex.quote(text)} >{shlex.quote(patch_file)} || exit 1"
+
+
 def apply_command(patch_file: str) -> str:
     """Bash that applies ``patch_file`` in the current directory, wholly or not at all.
 
@@ -142,4 +157,10 @@ def clear_command(task: Task) -> str:
     """
     files = patched_files(task.test_patch)
     names = [shlex.quote(f.after) for f in files if f.after is not None and f.after != f.before]
-    return f"rm -rf -- {' '.join(names)}" if names else ":"
+    if not names:
+        return ":"
+    # Nearly always there is nothing, and then no process is needed to find that out.
+    return (
+        f"for name in {' '.join(names)}; do "
+        'if [ -e "$name" ] || [ -L "$name" ]; then rm -rf -- "$name"; fi; done; unset name'
+    )

@@ -93,12 +93,16 @@ class SandboxGrader:
         return _verdict(task, parse, result, duration_s=time.monotonic() - started_s)
 
     async def _run_tests(self, sandbox: Sandbox, task: Task, patch: str) -> CommandResult:
-        # The script is part of the command: each file written costs a round trip.
+        # Patch and script are part of the command: each file written costs a round trip
+        # and several processes.
         steps = [patches.clear_command(task), task.eval_script]
         if not patches.is_empty(patch):
             patch_file = f"/tmp/palestra-{sandbox.sandbox_id}.patch"
-            await sandbox.write_file(patch_file, patches.encode(patch))
             steps.insert(0, patches.apply_command(patch_file))
+            if patches.is_plain_text(patch):
+                steps.insert(0, patches.write_command(patch, patch_file))
+            else:
+                await sandbox.write_file(patch_file, patches.encode(patch))
         return await sandbox.run(
             "\n".join(steps),
             timeout_s=self._eval_timeout_s,
