@@ -117,6 +117,18 @@ def test_three_steps_of_the_smoke_recipe(tmp_path: Path, state: Path) -> None:
     for evaluation in evaluations:
         assert len(evaluation.episodes) == 16
         assert all(e.rollout.episode.messages for e in evaluation.episodes)
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "3 steps" in report
+    assert "The same task before and after" in report
+    for said in (
+        "sampled ",
+        "greedy ",
+        " → ",
+        "report.html",
+        "checkpoints/3/model",
+        "palestra eval",
+    ):
+        assert said in result.stderr, f"the summary does not say {said!r}"
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -168,6 +180,8 @@ def test_kill_9_and_resume(tmp_path: Path, state: Path, after_events: int) -> No
     ]
     after = [store.path(0, mode).stat().st_mtime_ns for mode in ("sampled", "greedy")]
     assert after == before, "the evaluation before training was done again"
+    assert resumed.stderr.count(" → ") >= 2, "the summary knows what the killed process measured"
+    assert "Resumed" in (run / "report.html").read_text(encoding="utf-8")
     nothing_left(state, run)
 
 
@@ -191,6 +205,7 @@ def test_ctrl_c_ends_cleanly_and_resume_finishes(tmp_path: Path, state: Path) ->
     assert process.returncode == 130, errors
     assert "Traceback" not in errors, errors
     assert "--resume" in errors
+    assert "not complete" in (run / "report.html").read_text(encoding="utf-8")
     nothing_left(state, run)
     resumed = subprocess.run(command("train", "--resume", run), capture_output=True, check=False)
     assert resumed.returncode == 0, resumed.stderr[-3000:]

@@ -26,12 +26,15 @@ def report(
 def conclude(run: RunDirectory) -> None:
     """Write the report of a run that made a step, and say what the run did.
 
-    Trouble with it is said and not raised: the run has ended as it ended.
+    A run that neither made a step nor evaluated anything has nothing to say. Trouble with
+    the report is said and not raised: the run has ended as it ended.
     """
     try:
         record = read_run(run)
         if record.steps:
             write_report(record)
+        elif not record.evaluations:
+            return
         say("")
         for line in summary_lines(record):
             say(line)

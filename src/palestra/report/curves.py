@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
@@ -18,14 +19,17 @@ from palestra.report.svg import (
     spread,
     step_axis,
     text_width,
+    tick_labels,
     ticks,
     to_markup,
 )
 from palestra.report.words import number
 
 WIDTH, HEIGHT = 360.0, 190.0
-_SMOOTH_FROM = 8
+SMOOTH_FROM = 8
+"""Fewer values are joined as they are."""
 _GAP_PX = 13.0
+_ASIDE_PX = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +73,12 @@ def curve_chart(
     points = [point for one in series for point in one.points]
     bounds = _bounds(points, [v for v in (low, high, reference) if v is not None])
     marks = ticks(*bounds)
-    labels = [show(mark) for mark in marks]
+    labels = tick_labels(marks, show)
     ends = [_end_label(one, show) for one in series]
     frame = Frame(
         left=max(map(text_width, labels)) + 9,
         top=10,
-        right=WIDTH - max(map(text_width, ends)) - 12,
+        right=WIDTH - max(map(text_width, ends)) - 8 - _ASIDE_PX * len(series),
         bottom=HEIGHT - 34,
     )
     steps = sorted({point.step for point in points})
@@ -88,8 +92,14 @@ def curve_chart(
     step_axis(root, frame, x, steps)
     if reference is not None:
         _reference(root, frame, y(reference))
-    for one in series:
-        _line(root, one, x, y, show)
+    for place, one in enumerate(series):
+        # Side by side, so that whiskers at the same step do not hide one another.
+        aside = dataclasses.replace(
+            x,
+            at_low_px=x.at_low_px + _ASIDE_PX * place,
+            at_high_px=x.at_high_px + _ASIDE_PX * place,
+        )
+        _line(root, one, aside, y, show)
     _label_ends(root, frame, series, ends, y)
     return to_markup(root)
 
@@ -106,7 +116,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _is_smooth(series: Series) -> bool:
-    return series.smooth and len(series.points) >= _SMOOTH_FROM
+    return series.smooth and len(series.points) >= SMOOTH_FROM
 
 
 def _drawn(series: Series) -> list[float]:
@@ -122,10 +132,11 @@ def _bounds(points: Sequence[Point], least: Sequence[float]) -> tuple[float, flo
     values = [p.value for p in points] + list(least)
     values += [end for p in points if p.interval for end in (p.interval.low, p.interval.high)]
     low, high = min(values), max(values)
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        room = abs(high) * 0.1 or 1.0
-        return low - room, high + room
-    return low, high
+    if high - low >= 1e-9 * max(1.0, abs(high)):
+        return low, high
+    # All values are equal: some room on the side where values can be.
+    room = abs(high) * 0.1 or 0.01
+    return (low, high + room) if low in least else (low - room, high + room)
 
 
 def _reference(root: Element, frame: Frame, at_px: float) -> None:
@@ -167,7 +178,7 @@ def _label_ends(
             root,
             "text",
             class_=f"end s{series[index].style}",
-            x=frame.right + 8,
+            x=frame.right + 4 + _ASIDE_PX * len(series),
             y=place + 3.8,
             text=labels[index],
         )

@@ -79,19 +79,17 @@ def choose_examples(comparisons: Sequence[Comparison]) -> tuple[Example, ...]:
     Greedy attempts are preferred, since they repeat; where there is no such task, what
     there is is shown and called what it is.
     """
+    candidates = []
     for comparison in sorted(comparisons, key=lambda c: c.mode != "greedy"):
-        if not comparison.is_like_with_like or comparison.before is None:
-            continue
-        assert comparison.after is not None
-        pairs = [
-            pair
-            for pair in paired(comparison.before.evaluation, comparison.after.evaluation)
-            if all(episode.rollout.reward is not None for episode in pair)
-        ]
-        if pairs:
-            step = comparison.after.step
-            return tuple(_example(pair, comparison.mode, step) for pair in _choose(pairs))
-    return ()
+        pairs = _graded_pairs(comparison)
+        if pairs and comparison.after is not None:
+            gained = any(_rewards(pair) == (False, True) for pair in pairs)
+            candidates.append((not gained, comparison.mode, comparison.after.step, pairs))
+    if not candidates:
+        return ()
+    # The first of equals, so greedy if it will do.
+    _, mode, step, pairs = min(candidates, key=lambda candidate: candidate[0])
+    return tuple(_example(pair, mode, step) for pair in _choose(pairs))
 
 
 def turns_of(messages: Sequence[Message]) -> tuple[Turn, ...]:
@@ -114,6 +112,17 @@ def shortened(text: str) -> str:
     half = MAX_CHARS // 2
     left_out = len(text) - 2 * half
     return f"{text[:half]}\n[… {left_out} characters are not shown …]\n{text[-half:]}"
+
+
+def _graded_pairs(comparison: Comparison) -> list[Pair]:
+    before, after = comparison.before, comparison.after
+    if before is None or after is None or not comparison.is_like_with_like:
+        return []
+    return [
+        pair
+        for pair in paired(before.evaluation, after.evaluation)
+        if all(episode.rollout.reward is not None for episode in pair)
+    ]
 
 
 def _choose(pairs: Sequence[Pair]) -> list[Pair]:

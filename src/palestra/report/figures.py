@@ -10,7 +10,7 @@ from markupsafe import Markup
 from palestra.learning.rollouts.filters import DropReason
 from palestra.records import Outcome
 from palestra.report.comparison import Comparison
-from palestra.report.curves import Point, Series, curve_chart
+from palestra.report.curves import SMOOTH_FROM, Point, Series, curve_chart
 from palestra.report.run_record import RunRecord
 from palestra.report.stacks import Layer, stack_chart
 from palestra.report.words import OUTCOMES, count, number
@@ -42,11 +42,12 @@ class _Curve:
     note: str
     show: Callable[[float], str] = number
     low: float | None = None
+    high: float | None = None
     reference: float | None = None
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def _fine_percent(share: float) -> str:
@@ -76,6 +77,8 @@ _CURVES = (
         metric="train/mis_tis_weight_before_bound",
         heading="Importance ratio",
         note="Trainer to engine, mean over ids; 1 where both agree.",
+        low=0.99,
+        high=1.01,
         reference=1.0,
     ),
     _Curve(
@@ -107,7 +110,8 @@ def learning_figures(record: RunRecord, comparisons: Sequence[Comparison]) -> tu
         figures.append(
             Figure(
                 heading="Solve rate in training",
-                note="Share of each step's episodes; dots are steps, the line is their mean.",
+                note="Share of each step's episodes."
+                + (" Dots are steps, the line is a moving mean." * (len(solved) >= SMOOTH_FROM)),
                 chart=curve_chart(
                     "Solve rate in training",
                     [Series(name="", points=_points(solved))],
@@ -196,7 +200,7 @@ def _stack(
     present = [layer for layer in layers if any(layer.values)]
     if not present:
         return None
-    chart = stack_chart(heading, steps, present, show=show)
+    chart = stack_chart(heading, steps, present, show=show, is_count=show is count)
     return Figure(heading=heading, note=note, chart=chart)
 
 
@@ -209,6 +213,7 @@ def _curve_figure(record: RunRecord, curve: _Curve) -> Figure | None:
         [Series(name="", points=_points(values))],
         show=curve.show,
         low=curve.low,
+        high=curve.high,
         reference=curve.reference,
     )
     return Figure(heading=curve.heading, note=curve.note, chart=chart)

@@ -22,7 +22,7 @@ from palestra.report.interval_chart import interval_chart
 from palestra.report.run_record import RunRecord
 from palestra.report.summary import evaluation_command
 from palestra.report.time_use import clock_stages, episode_stages, total_s
-from palestra.report.words import count, duration, interval_words, percent, plural
+from palestra.report.words import count, duration, from_here, interval_words, percent, plural
 
 _TEMPLATES = "templates"
 
@@ -162,7 +162,7 @@ def _facts(record: RunRecord) -> tuple[Fact, ...]:
         facts.append(Fact(name="Resumed", value=plural(len(record.processes) - 1, "time")))
     if record.checkpoint is not None:
         model = record.run.checkpoints / str(record.checkpoint) / "model"
-        facts.append(Fact(name="Checkpoint", value=str(model)))
+        facts.append(Fact(name="Checkpoint", value=from_here(model)))
         command = evaluation_command(record, model)
         if command is not None:
             facts.append(Fact(name="Measure it", value=command))

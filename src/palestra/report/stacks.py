@@ -17,6 +17,7 @@ from palestra.report.svg import (
     spread,
     step_axis,
     text_width,
+    tick_labels,
     ticks,
     to_markup,
 )
@@ -41,6 +42,7 @@ def stack_chart(
     layers: Sequence[Layer],
     *,
     show: Callable[[float], str],
+    is_count: bool = False,
 ) -> Markup:
     """Draw layers from the bottom up; parts that are 0 at every step must be left out.
 
@@ -49,12 +51,13 @@ def stack_chart(
         steps: in order; at least one.
         layers: at least one, each with a value for each step.
         show: how a value is written.
+        is_count: values are whole numbers, so the axis has no halves.
     """
     totals = [sum(layer.values[i] for layer in layers) for i in range(len(steps))]
-    marks = ticks(0.0, max(*totals, 1e-9))
+    marks = ticks(0.0, max(*totals, 1e-9), smallest=float(is_count))
     if abs(max(totals) - 1.0) < 1e-6:
         marks = (0.0, 0.25, 0.5, 0.75, 1.0)
-    labels = [show(mark) for mark in marks]
+    labels = tick_labels(marks, show)
     names = [f"{layer.name} {show(layer.values[-1])}" for layer in layers]
     frame = Frame(
         left=max(map(text_width, labels)) + 9,

@@ -9,7 +9,14 @@ from pathlib import Path
 from palestra.report.comparison import Comparison, Measured, compare, outcome_counts
 from palestra.report.run_record import RunRecord
 from palestra.report.time_use import clock_stages, total_s
-from palestra.report.words import OUTCOMES, duration, interval_words, percent, plural
+from palestra.report.words import (
+    OUTCOMES,
+    duration,
+    from_here,
+    interval_words,
+    percent,
+    plural,
+)
 
 _INDENT = "  "
 _MIN_SHARE = 0.005
@@ -34,7 +41,7 @@ def evaluation_command(record: RunRecord, model: Path) -> str | None:
         "--agent": recipe.agent.name,
         "--prompt": recipe.agent.prompt,
         "--step-limit": recipe.agent.step_limit,
-        "--model": _short(model),
+        "--model": from_here(model),
         "--max-context": recipe.model.max_context,
         "--max-tokens": recipe.sampling.max_new_tokens,
         "--temperature": f"{temperature:g}",
@@ -50,15 +57,13 @@ def evaluation_command(record: RunRecord, model: Path) -> str | None:
 
 
 def _held_out(comparisons: tuple[Comparison, ...]) -> Iterator[str]:
-    for comparison in comparisons:
-        shown = comparison.after or comparison.before
-        if shown is None or comparison is not comparisons[0]:
-            continue
-        yield f"Held-out tasks: {shown.num_graded} episodes in each mode, 95 % intervals"
+    if comparisons:
+        yield "Held-out tasks, share solved with its 95 % interval"
     for comparison in comparisons:
         ends = [m for m in (comparison.before, comparison.after) if m is not None]
         line = " → ".join(_rate(m) for m in ends)
-        yield f"{_INDENT}{comparison.mode:<9} {line}{_verdict(comparison)}"
+        graded = " and ".join(dict.fromkeys(str(m.num_graded) for m in ends))
+        yield f"{_INDENT}{comparison.mode:<9} {line} of {graded}{_verdict(comparison)}"
         for name, measured in (("before", comparison.before), ("after", comparison.after)):
             if measured is not None:
                 yield f"{_INDENT}{'':<9} {name:<6} {_outcomes(measured)}"
@@ -74,9 +79,9 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.is_separate is None:
         return ""
     if not comparison.is_like_with_like:
-        return "   not comparable: other tasks or another temperature"
+        return "; not comparable: other tasks or another temperature"
     words = "do not overlap" if comparison.is_separate else "overlap"
-    return f"   the intervals {words}"
+    return f"; the intervals {words}"
 
 
 def _outcomes(measured: Measured) -> str:
@@ -102,19 +107,13 @@ def _training(record: RunRecord) -> Iterator[str]:
 
 def _files(record: RunRecord) -> Iterator[str]:
     run = record.run
-    yield f"{_INDENT}{'run':<11} {_short(run.root)}"
+    yield f"{_INDENT}{'run':<11} {from_here(run.root)}"
     if run.report.exists():
-        yield f"{_INDENT}{'report':<11} {_short(run.report)}"
+        yield f"{_INDENT}{'report':<11} {from_here(run.report)}"
     if record.checkpoint is None:
         return
     model = run.checkpoints / str(record.checkpoint) / "model"
-    yield f"{_INDENT}{'checkpoint':<11} {_short(model)}"
+    yield f"{_INDENT}{'checkpoint':<11} {from_here(model)}"
     command = evaluation_command(record, model)
     if command is not None:
         yield f"{_INDENT}{'use it':<11} {command}"
-
-
-def _short(path: Path) -> str:
-    """The path from here, where that is the shorter way to say it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from markupsafe import Markup
 
 FONT_PX = 11.0
-CHAR_PX = 5.9
+CHAR_PX = 6.5
 """A generous mean width of a character at ``FONT_PX``: labels must not be clipped."""
 
 
@@ -67,17 +67,37 @@ def to_markup(root: Element) -> Markup:
     return Markup(tostring(root, encoding="unicode"))  # ElementTree escapes
 
 
-def ticks(low: float, high: float, *, most: int = 5) -> tuple[float, ...]:
-    """Round values that cover ``low`` to ``high``, at most about ``most`` of them."""
+def ticks(low: float, high: float, *, most: int = 6, smallest: float = 0.0) -> tuple[float, ...]:
+    """Round values that cover ``low`` to ``high``, at most about ``most`` of them.
+
+    Args:
+        low: they begin here or below.
+        high: they end here or above.
+        most: about how many there may be.
+        smallest: distance between two; 1 for what is counted.
+
+    Raises:
+        ValueError: there is no range between the two.
+    """
     span = high - low
     if span <= 0 or not math.isfinite(span):
         raise ValueError(f"no range from {low} to {high}")
-    raw = span / max(1, most - 1)
+    raw = max(span / max(1, most - 1), smallest)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
     return tuple(round(number * step, 12) for number in range(first, last + 1))
+
+
+def tick_labels(values: Sequence[float], show: Callable[[float], str]) -> list[str]:
+    """The values as ``show`` writes them, or with as many digits as tell them apart."""
+    labels = [show(value) for value in values]
+    digits = 3
+    while len(set(labels)) < len(labels) and digits < 12:
+        digits += 1
+        labels = [f"{value:.{digits}g}" for value in values]
+    return labels
 
 
 def whole_ticks(low: int, high: int, *, most: int = 6) -> tuple[int, ...]:

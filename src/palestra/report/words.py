@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from palestra.learning.metrics import Interval
 from palestra.records import Outcome
@@ -52,7 +53,7 @@ def number(value: float) -> str:
         return count(value)
     if size >= 100:
         return f"{value:.0f}"
-    if size >= 0.001:
+    if size >= 0.0001:
         return f"{value:.3g}"
     return f"{value:.1e}".replace("e-0", "e-")
 
@@ -60,3 +61,9 @@ def number(value: float) -> str:
 def plural(amount: float, one: str, many: str | None = None) -> str:
     """An amount with its noun, as ``1 step`` or ``80 steps``."""
     return f"{count(amount)} {one if round(amount) == 1 else many or one + 's'}"
+
+
+def from_here(path: Path) -> str:
+    """The path from the working directory, where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
