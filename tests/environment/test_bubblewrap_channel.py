@@ -172,6 +172,14 @@ async def test_timeout_kills_the_whole_tree_and_returns_what_was_printed(
     await assert_usable(box)
 
 
+async def test_a_stopped_command_is_waited_for_and_times_out(box: BubblewrapSandbox) -> None:
+    result = await run(box, "(sleep 0.2; kill -CONT $$) & kill -STOP $$; echo went on")
+    assert (result.exit_code, result.output) == (0, "went on\n")
+    result = await run(box, "echo begun; kill -STOP $$", timeout_s=0.5)
+    assert (result.exit_code, result.timed_out, result.output) == (-1, True, "begun\n")
+    await assert_usable(box)
+
+
 async def test_background_children_neither_block_nor_pollute(box: BubblewrapSandbox) -> None:
     started_s = time.monotonic()
     result = await run(box, "(sleep 0.3; echo LATE; touch late; sleep 60) & echo now")

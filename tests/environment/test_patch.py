@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent_toys import make_task, toy_spec
 
-from palestra.environment.patch import UnreadableTree, snapshot, working_tree_diff
+from palestra.environment.patch import StartTrees, UnreadableTree, snapshot, working_tree_diff
 from palestra.environment.sandboxes.fake import FakeSandboxBackend
-from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
+from palestra.environment.sandboxes.protocol import CommandResult, Sandbox, SandboxSpec
 from palestra.errors import ImageError
 from palestra.records import HOST_IMAGE
 
@@ -143,6 +144,45 @@ async def test_a_repository_inside_is_left_out(sandbox: Sandbox, commit: str) ->
     patch = await working_tree_diff(sandbox, "HEAD")
     assert "+# x" in patch
     assert "sub" not in patch
+
+
+class Asked:
+    """A sandbox that counts the commands it is given."""
+
+    def __init__(self, inner: Sandbox) -> None:
+        self._inner = inner
+        self.sandbox_id, self.workdir = inner.sandbox_id, inner.workdir
+        self.read_file, self.write_file = inner.read_file, inner.write_file
+        self.num_commands = 0
+
+    async def run(
+        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+    ) -> CommandResult:
+        self.num_commands += 1
+        return await self._inner.run(
+            command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+        )
+
+
+async def test_the_start_of_a_row_with_files_is_asked_for_once_an_image(sandbox: Sandbox) -> None:
+    trees, asked, task = StartTrees(), Asked(sandbox), make_task()
+    head = (await sh(sandbox, "git rev-parse HEAD")).strip()
+    assert [await trees.of(task, asked) for _ in range(3)] == [head] * 3
+    assert asked.num_commands == 1
+    await trees.of(replace(task, image="another"), asked)
+    assert asked.num_commands == 2
+    # Without files in the row nothing is known beforehand.
+    tree = (await sh(sandbox, "git rev-parse HEAD^{tree}")).strip()
+    assert [await trees.of(replace(task, files=()), asked) for _ in range(2)] == [tree] * 2
+    assert asked.num_commands == 4
+
+
+async def test_a_start_that_is_not_as_expected_is_asked_for_again(sandbox: Sandbox) -> None:
+    trees, asked, task = StartTrees(), Asked(sandbox), make_task()
+    await sh(sandbox, "git -c user.name=a -c user.email=a@b commit -q --amend -m other")
+    head = (await sh(sandbox, "git rev-parse HEAD")).strip()
+    assert [await trees.of(task, asked) for _ in range(2)] == [head] * 2
+    assert asked.num_commands == 2
 
 
 async def test_an_image_without_a_repository_is_named_as_such() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from palestra.config import EnvironmentSection
 from palestra.environment.agents.protocol import Agent, AgentExit, AgentResult, ModelEndpoint
 from palestra.environment.grading.protocol import Grader
-from palestra.environment.patch import UnreadableTree, snapshot, working_tree_diff
+from palestra.environment.patch import StartTrees, UnreadableTree, working_tree_diff
 from palestra.environment.sandboxes.protocol import (
     Sandbox,
     SandboxBackend,
@@ -61,7 +61,7 @@ class _Progress:
 
 
 class EpisodeRunner:
-    """Runs episodes with one agent; stateless between them.
+    """Runs episodes with one agent, any number at once.
 
     Args:
         backend: starts the agent's sandboxes.
@@ -89,6 +89,7 @@ class EpisodeRunner:
         self._section = section
         self._limits = limits
         self._events = events or NullEvents()
+        self._start_trees = StartTrees()
 
     @property
     def agent(self) -> Agent:
@@ -162,8 +163,7 @@ class EpisodeRunner:
         async with AsyncExitStack() as stack:
             async with _within(limit_s, late):
                 sandbox = await stack.enter_async_context(self._backend.start(spec))
-                # Files of the row are laid out as one commit, and nothing else is there.
-                base = await snapshot(sandbox, clean=bool(task.files))
+                base = await self._start_trees.of(task, sandbox)
             yield sandbox, base
 
     async def _work(

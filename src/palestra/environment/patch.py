@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from palestra.environment.sandboxes.protocol import CommandResult, Sandbox
+from palestra.environment.sandboxes.repository import commit_of
 from palestra.errors import ImageError, PalestraError, SandboxError
+from palestra.records import Task
 
 DIFF_TIMEOUT_S = 120.0
 PATCH_LIMIT_BYTES = 64 << 20
@@ -52,6 +54,34 @@ async def snapshot(sandbox: Sandbox, *, clean: bool = False) -> str:
             hint="the task's image needs git, and its repository in the working directory",
         )
     return tree
+
+
+class StartTrees:
+    """Finds the tree that a task starts with, asking git inside only where it must.
+
+    The files of a row are laid out as one commit, whose id follows from them. That the
+    image has git, and that the backend lays them out so, is seen once for each image.
+    """
+
+    def __init__(self) -> None:
+        self._proven: set[str] = set()
+
+    async def of(self, task: Task, sandbox: Sandbox) -> str:
+        """The id of the tree, or of a commit of it, in the fresh ``sandbox`` of ``task``.
+
+        Raises:
+            ImageError: the working directory is not in a git repository.
+            SandboxError: the sandbox failed.
+        """
+        if not task.files:
+            return await snapshot(sandbox)
+        expected = commit_of(task.files)
+        if task.image in self._proven:
+            return expected
+        found = await snapshot(sandbox, clean=True)
+        if found == expected:
+            self._proven.add(task.image)
+        return found
 
 
 async def working_tree_diff(sandbox: Sandbox, base_commit: str) -> str:

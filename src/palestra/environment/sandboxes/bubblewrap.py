@@ -13,7 +13,6 @@ from pathlib import Path
 
 from palestra.environment.sandboxes.arguments import Bind, Blueprint, bwrap_command
 from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
-from palestra.environment.sandboxes.channel import MOUNT_POINT, shell_arguments
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.launch import (
     Launch,
@@ -26,6 +25,7 @@ from palestra.environment.sandboxes.limits import Limiter, find_limiter
 from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
 from palestra.environment.sandboxes.reaper import Leases, reap
 from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
+from palestra.environment.sandboxes.shell import MOUNT_POINT, shell_arguments
 from palestra.environment.sandboxes.userland import (
     build_hosts_layer,
     build_skeleton,

@@ -2,7 +2,7 @@
 
 The shell is pid 1 of the sandbox, so no command can kill it. It reads one line a
 command from its stdin (``NUMBER HOW``), finds the command's text in a folder that
-is bound read-only into the sandbox, starts a fresh process for it in a session of
+is bound read-only into the sandbox, starts a fresh process for it in a group of
 its own, with stdout and stderr on a FIFO in that folder, and answers
 ``NUMBER STATUS`` on its own stdout, which commands do not inherit.
 
@@ -25,9 +25,6 @@ from palestra.environment.sandboxes import processes
 from palestra.environment.sandboxes.output import HeadAndTail
 from palestra.errors import SandboxDied, SandboxError
 
-MOUNT_POINT = "/dev/palestra"
-"""Where the channel's folder appears inside."""
-
 # MAX_ARG_STRLEN is 128 KiB; longer commands run as a script file.
 _MAX_ARGUMENT_BYTES = 100_000
 _CHUNK_BYTES = 1 << 16
@@ -41,47 +38,6 @@ _NUM_CLEAR_POLLS = 4000
 _POLLS_A_KILL = 20
 _MAX_DISCARDED_BYTES = 64 << 20
 _MAX_DISCARDING = 16
-
-# USR2 comes from the host: kill(-1) from pid 1 reaches everything inside at once, so
-# that no fork escapes it. The command runs in the background because bash runs traps
-# while it waits, but not while a foreground command runs; a wait that is interrupted
-# may say -1. Every other signal is ignored, and given back to what the shell starts.
-# The OOM killer shall choose a command before the shell.
-_LOOP = r"""
-trap '' HUP INT QUIT TERM USR1 PIPE ALRM
-trap 'kill -9 -1' USR2
-cd -- "$2" || exit 66
-session=; if type setsid >/dev/null 2>&1; then session=setsid; fi
-echo ready
-exec 2>/dev/null
-failures=0
-while [ $failures -lt 100 ]; do
-  # a signal can interrupt it, which not every shell tells from the end of input
-  read -r number how || { failures=$((failures + 1)); continue; }
-  failures=0
-  cd -- "$2" || cd /
-  (
-    trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
-    echo 500 >/proc/self/oom_score_adj
-    exec </dev/null >"$1/$number.out" 2>&1
-    case $how in
-      text) IFS= read -r -d '' text <"$1/$number.in"; exec $session "$3" -c "$text" "${3##*/}" ;;
-      file) exec $session "$3" "$1/$number.in" ;;
-    esac
-  ) &
-  wait $!; status=$?
-  while [ $status -gt 128 ] && kill -0 $!; do wait $!; status=$?; done
-  if [ $status -gt 128 ]; then wait $!; status=$?; fi
-  if [ $status -lt 0 ]; then status=137; fi
-  printf '\n%s %s\n' "$number" "$status"
-done
-"""
-
-
-def shell_arguments(*, sandbox_id: str, workdir: str, shell: str) -> list[str]:
-    """The command line of the sandbox's pid 1; ``shell`` is a path inside."""
-    quiet = ["--norc", "--noprofile"] if shell.endswith("bash") else []
-    return [shell, *quiet, "-c", _LOOP, f"palestra-{sandbox_id}", MOUNT_POINT, workdir, shell]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +56,8 @@ class Channel:
     Args:
         control_fd: writes to the shell's stdin; owned by the channel from now on.
         status_fd: reads the shell's stdout; owned by the channel from now on.
-        folder: the host side of :data:`MOUNT_POINT`.
+        folder: the host side of the shell's
+            :data:`~palestra.environment.sandboxes.shell.MOUNT_POINT`.
         has_bash: whether the shell is bash; else commands run as script files.
     """
 
@@ -126,7 +83,7 @@ class Channel:
 
     @property
     def folder(self) -> Path:
-        """The host's folder that the sandbox sees at :data:`MOUNT_POINT`."""
+        """The host's folder that the sandbox sees at the shell's ``MOUNT_POINT``."""
         return self._folder
 
     async def wait_ready(self) -> None:

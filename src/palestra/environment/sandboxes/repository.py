@@ -12,7 +12,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from palestra.records import TaskFile
 
@@ -40,6 +40,11 @@ class _Entry:
     sha1: bytes
 
 
+def commit_of(files: Sequence[TaskFile]) -> str:
+    """The id of the commit that :func:`write_repository` makes of ``files``."""
+    return _Objects(files).commit
+
+
 def write_repository(folder: Path, files: Sequence[TaskFile]) -> str:
     """Lay ``files`` into ``folder`` as a clean checkout of one commit; return its id.
 
@@ -47,71 +52,88 @@ def write_repository(folder: Path, files: Sequence[TaskFile]) -> str:
         ValueError: two files cannot both exist (equal paths, or one below the other).
     """
     git = folder / ".git"
-    for name in ("objects/info", "objects/pack", "refs/heads", "refs/tags", "info"):
+    for name in ("objects", "refs/heads", "info"):
         (git / name).mkdir(parents=True)
-    entries = sorted((_write_file(folder, git, file) for file in files), key=lambda e: e.path)
-    tree = _write_tree(git, entries, b"")
-    commit = _write_object(
-        git,
-        b"commit",
-        f"tree {tree.hex()}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{_MESSAGE}".encode(),
-    ).hex()
+    for file in files:
+        _write_file(folder, file)
+    objects = _Objects(files)
+    for name, content in objects.contents.items():
+        _write_object(git, name, content)
     (git / "config").write_text(_CONFIG)
-    (git / "description").write_text("A task.\n")
     (git / "HEAD").write_text(f"ref: refs/heads/{_BRANCH}\n")
-    (git / "refs" / "heads" / _BRANCH).write_text(f"{commit}\n")
-    (git / "index").write_bytes(_index(entries))
-    return commit
+    (git / "refs" / "heads" / _BRANCH).write_text(f"{objects.commit}\n")
+    (git / "index").write_bytes(_index(objects.entries))
+    return objects.commit
 
 
-def _write_file(folder: Path, git: Path, file: TaskFile) -> _Entry:
+class _Objects:
+    """The blobs, trees and the commit of some files, by id."""
+
+    def __init__(self, files: Sequence[TaskFile]) -> None:
+        self.contents: dict[str, bytes] = {}
+        self.entries = sorted(map(self._entry, files), key=lambda entry: entry.path)
+        tree = self._tree(self.entries, b"").hex()
+        text = f"tree {tree}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{_MESSAGE}"
+        self.commit = self._object(b"commit", text.encode()).hex()
+
+    def _entry(self, file: TaskFile) -> _Entry:
+        data = _data(file)
+        return _Entry(
+            path=os.fsencode(PurePosixPath(file.path)),
+            mode=_mode(file),
+            size_bytes=len(data),
+            sha1=self._object(b"blob", data),
+        )
+
+    def _tree(self, entries: Sequence[_Entry], prefix: bytes) -> bytes:
+        """Make the tree of the entries below ``prefix`` (and its subtrees); return its id."""
+        items: list[tuple[bytes, int, bytes]] = []  # name, mode, id
+        subtrees: dict[bytes, list[_Entry]] = {}
+        for entry in entries:
+            name, slash, _ = entry.path[len(prefix) :].partition(b"/")
+            if slash:
+                subtrees.setdefault(name, []).append(entry)
+            else:
+                items.append((name, entry.mode, entry.sha1))
+        for name, below in subtrees.items():
+            items.append((name, _TREE_MODE, self._tree(below, prefix + name + b"/")))
+        # git sorts a subtree as if its name ended in a slash
+        items.sort(key=lambda item: item[0] + (b"/" if item[1] == _TREE_MODE else b""))
+        body = b"".join(b"%o %s\0%s" % (mode, name, sha1) for name, mode, sha1 in items)
+        return self._object(b"tree", body)
+
+    def _object(self, kind: bytes, body: bytes) -> bytes:
+        content = b"%s %d\0%s" % (kind, len(body), body)
+        sha1 = hashlib.sha1(content, usedforsecurity=False)
+        self.contents[sha1.hexdigest()] = content
+        return sha1.digest()
+
+
+def _data(file: TaskFile) -> bytes:
+    return file.text.encode("utf-8", "surrogatepass")
+
+
+def _mode(file: TaskFile) -> int:
+    return _EXECUTABLE_MODE if file.executable else _FILE_MODE
+
+
+def _write_file(folder: Path, file: TaskFile) -> None:
     path = folder / file.path
-    data = file.text.encode("utf-8", "surrogatepass")
-    mode = _EXECUTABLE_MODE if file.executable else _FILE_MODE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as out:
-            out.write(data)
+            out.write(_data(file))
     except (FileExistsError, NotADirectoryError):
         raise ValueError(f"the path {file.path!r} is taken by another file") from None
-    path.chmod(mode & 0o777)
+    path.chmod(_mode(file) & 0o777)
     os.utime(path, (COMMIT_TIME_S, COMMIT_TIME_S))
-    return _Entry(
-        path=os.fsencode(path.relative_to(folder)),
-        mode=mode,
-        size_bytes=len(data),
-        sha1=_write_object(git, b"blob", data),
-    )
 
 
-def _write_tree(git: Path, entries: Sequence[_Entry], prefix: bytes) -> bytes:
-    """Write the tree of the entries below ``prefix`` (and its subtrees); return its id."""
-    items: list[tuple[bytes, int, bytes]] = []  # name, mode, id
-    subtrees: dict[bytes, list[_Entry]] = {}
-    for entry in entries:
-        name, slash, _ = entry.path[len(prefix) :].partition(b"/")
-        if slash:
-            subtrees.setdefault(name, []).append(entry)
-        else:
-            items.append((name, entry.mode, entry.sha1))
-    for name, below in subtrees.items():
-        items.append((name, _TREE_MODE, _write_tree(git, below, prefix + name + b"/")))
-    # git sorts a subtree as if its name ended in a slash
-    items.sort(key=lambda item: item[0] + (b"/" if item[1] == _TREE_MODE else b""))
-    body = b"".join(b"%o %s\0%s" % (mode, name, sha1) for name, mode, sha1 in items)
-    return _write_object(git, b"tree", body)
-
-
-def _write_object(git: Path, kind: bytes, body: bytes) -> bytes:
-    content = b"%s %d\0%s" % (kind, len(body), body)
-    sha1 = hashlib.sha1(content, usedforsecurity=False)
-    name = sha1.hexdigest()
+def _write_object(git: Path, name: str, content: bytes) -> None:
     path = git / "objects" / name[:2] / name[2:]
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(zlib.compress(content, 1))
-        path.chmod(0o444)
-    return sha1.digest()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(zlib.compress(content, 1))
+    path.chmod(0o444)
 
 
 def _index(entries: Sequence[_Entry]) -> bytes:

@@ -7,9 +7,10 @@ import posixpath
 import secrets
 import shlex
 
-from palestra.environment.sandboxes.channel import MOUNT_POINT, Channel, Finished, write_new
+from palestra.environment.sandboxes.channel import Channel, Finished, write_new
 from palestra.environment.sandboxes.limits import LimitGroup
 from palestra.environment.sandboxes.protocol import CommandResult
+from palestra.environment.sandboxes.shell import MOUNT_POINT
 from palestra.errors import SandboxError
 
 FILE_TIMEOUT_S = 120.0
