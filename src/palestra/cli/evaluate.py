@@ -16,6 +16,7 @@ from palestra.config import AgentName, Recipe, SandboxName, parse_recipe
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.errors import ConfigError, HostError
 from palestra.records import EpisodeResult, Outcome, Task
+from palestra.report.words import solved_of
 from palestra.run.evaluate import EvaluationReport, model_endpoint, run_episodes
 from palestra.run.world import open_world
 from palestra.tasks.source import load_tasks
@@ -103,7 +104,7 @@ async def _evaluate(
     solved = 0
 
     async with AsyncExitStack() as stack:
-        runner = await open_world(job.recipe)
+        runner = await open_world(job.recipe, on_choice=lambda choice: say(choice.describe()))
         if folder is not None:
             served = await stack.enter_async_context(model_endpoint(folder, job.recipe))
             endpoint = replace(served, sampling=sampling)
@@ -133,10 +134,10 @@ def _print(report: EvaluationReport, *, as_json: bool) -> None:
     for episode in report.episodes:
         if episode.error is not None:
             say(f"{episode.instance_id}: {episode.error}")
-    rate = wire["solve_rate"]
-    low, high = wire["ci95"] or (None, None)
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(wire["outcomes"].items()))
-    if rate is None:
+    interval = report.interval
+    if report.solve_rate is None or interval is None:
         typer.echo(f"no episode could be graded: {outcomes}")
     else:
-        typer.echo(f"solve rate {rate:.3f} (95 % interval {low:.3f} to {high:.3f}): {outcomes}")
+        rate = solved_of(report.solve_rate, interval, len(report.rewards))
+        typer.echo(f"{rate}: {outcomes}")

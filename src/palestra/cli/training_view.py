@@ -14,8 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from palestra.cli.terminal import PLAIN_INTERVAL_S
 from palestra.config import EvaluationMode
 from palestra.learning.evaluations import EvaluationPlan
+from palestra.learning.metrics import Interval
 from palestra.learning.protocols import StepReport
 from palestra.records import Outcome, Rollout
+from palestra.report.words import solved_of
 
 WARMUP_LINES = 5
 
@@ -140,11 +142,8 @@ class TrainingView:
 def _solved(metrics: Mapping[str, float], mode: str) -> str:
     if f"eval/{mode}/solve_rate" not in metrics:
         return "no episode could be graded"
-    rate, low, high = (
-        100 * metrics[f"eval/{mode}/solve_rate{part}"] for part in ("", "_low", "_high")
-    )
-    episodes = int(metrics[f"eval/{mode}/episodes"])
-    return f"solved {rate:.1f} % of {episodes} (95 % interval {low:.1f} to {high:.1f})"
+    rate, low, high = (metrics[f"eval/{mode}/solve_rate{part}"] for part in ("", "_low", "_high"))
+    return solved_of(rate, Interval(low=low, high=high), metrics[f"eval/{mode}/episodes"])
 
 
 SHOWN = {

@@ -188,7 +188,7 @@ def _settings(recipe: Recipe) -> tuple[Fact, ...]:
         f"KL weight {training.kl_coef:g}",
         "Correction": correction.mode
         if correction.mode == "off"
-        else f"{correction.mode} importance ratios outside {correction.low:g} to "
+        else f"{correction.mode} where the importance ratio is outside {correction.low:g} to "
         f"{correction.high:g}",
         "Evaluation": f"sampled at temperature {temperature:g}, "
         f"{plural(recipe.evaluation.attempts, 'attempt')} a task; greedy at 0",

@@ -29,6 +29,13 @@ def interval_words(interval: Interval) -> str:
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
 
 
+def solved_of(rate: float, interval: Interval, num_graded: float) -> str:
+    """A solve rate in one phrase, as ``solved 12.5 % of 16 (95 % interval 3.5 to 36.0)``."""
+    return (
+        f"solved {percent(rate)} of {count(num_graded)} (95 % interval {interval_words(interval)})"
+    )
+
+
 def count(number: float) -> str:
     """A whole number with thin spaces between thousands, as ``12 345``."""
     return f"{round(number):,}".replace(",", "\u202f")

@@ -15,7 +15,7 @@ import orjson
 from palestra.config import Recipe
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.environment.episode import EpisodeRunner
-from palestra.learning.metrics import wilson_interval
+from palestra.learning.metrics import Interval, wilson_interval
 from palestra.records import EpisodeResult, Task
 from palestra.wire import episode_to_wire
 
@@ -36,9 +36,14 @@ class EvaluationReport:
         """Share solved; ``None`` when nothing could be graded."""
         return sum(self.rewards) / len(self.rewards) if self.rewards else None
 
+    @property
+    def interval(self) -> Interval | None:
+        """95 % of the solve rate; ``None`` when nothing could be graded."""
+        return wilson_interval(sum(r == 1.0 for r in self.rewards), len(self.rewards))
+
     def to_wire(self) -> dict[str, Any]:
         """The summary that ``--json`` prints."""
-        interval = wilson_interval(sum(r == 1.0 for r in self.rewards), len(self.rewards))
+        interval = self.interval
         return {
             "solve_rate": self.solve_rate,
             "ci95": [interval.low, interval.high] if interval else None,
