@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from palestra.errors import ConfigError, HostError
 
-SandboxName = Literal["auto", "bubblewrap", "docker", "podman"]
+SandboxName = Literal["auto", "bubblewrap", "docker", "podman", "local"]
 AgentName = Literal["mini", "gold", "noop"]
 EvaluationMode = Literal["sampled", "greedy"]
 
@@ -44,7 +44,16 @@ class TasksSection(Section):
 class SandboxSection(Section):
     """Where episodes run, and what one sandbox may use."""
 
-    backend: SandboxName = Field("auto", description="Which sandbox backend runs the episodes.")
+    backend: SandboxName = Field(
+        "auto",
+        description="auto (the first of bubblewrap, docker, podman that works), one of these, "
+        "or local (no isolation).",
+    )
+    host_image: str = Field(
+        "python:3.12",
+        description="Image in which docker and podman run tasks that carry their repository; "
+        "with bash, git and python3.",
+    )
     memory_mb: int = Field(4096, gt=0, description="Memory of one sandbox in MiB.")
     num_pids: int = Field(512, gt=8, description="Processes and threads in one sandbox.")
     disk_mb: int = Field(8192, gt=0, description="What one sandbox may write, in MiB.")

@@ -11,6 +11,7 @@
     ├─ InfraError                 nobody's policy is to blame: never a reward of 0
     │  ├─ SandboxError
     │  │  ├─ SandboxUnavailable   this machine cannot run the backend at all
+    │  │  │  └─ NoIsolation       nor any other backend that isolates
     │  │  ├─ ImageError           the task's image is unknown or broken
     │  │  ├─ SandboxStartError    it did not come up
     │  │  └─ SandboxDied          it went away in the middle of a command
@@ -108,6 +109,10 @@ class SandboxUnavailable(SandboxError):
     """This machine cannot run the sandbox backend at all."""
 
     exit_code = 2
+
+
+class NoIsolation(SandboxUnavailable):
+    """No backend that isolates can start here; only the local one could go on."""
 
 
 class ImageError(SandboxError):

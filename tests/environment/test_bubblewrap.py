@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 from small_rootfs import make_rootfs
 
-from palestra.config import SandboxSection
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.bwrap import explain_failure, find_bwrap
-from palestra.environment.sandboxes.choose import choose_backend
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.layers import LayerCache
 from palestra.environment.sandboxes.limits import WatchdogLimiter, find_limiter, mechanism_in_use
@@ -401,10 +399,3 @@ def test_complaints_are_explained(said: str, expected: str) -> None:
     assert expected in error.message
     assert error.hint
     assert "\n" not in str(error)
-
-
-async def test_choose(tmp_path: Path) -> None:
-    backend = await choose_backend(SandboxSection(), state_dir=tmp_path)
-    assert backend.name == "bubblewrap"
-    with pytest.raises(SandboxUnavailable, match="docker is not available"):
-        await choose_backend(SandboxSection(backend="docker"), state_dir=tmp_path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from palestra.cli.train import Overrides, Resume, train
+from palestra.cli.train import Overrides, Resume, Sandbox, train
 
 RECIPE = Path("demo")
 
 
-def demo(overrides: Overrides = None, resume: Resume = None) -> None:
+def demo(overrides: Overrides = None, resume: Resume = None, sandbox: Sandbox = None) -> None:
     """Train the demo policy for a few minutes, measured before and after."""
-    train(None if resume else RECIPE, overrides, resume)
+    train(None if resume else RECIPE, overrides, resume, sandbox)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Annotated, NoReturn
 
@@ -15,7 +16,7 @@ from palestra.cli.report import report
 from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
 from palestra.cli.train import epilog, train
-from palestra.errors import HostError, PalestraError
+from palestra.errors import HostError, NoIsolation, PalestraError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -55,6 +56,9 @@ def main() -> NoReturn:
     """Run a command; known trouble is one line on stderr and an exit code that is not 0."""
     try:
         app()
+    except NoIsolation as error:
+        say_error(NoIsolation(error.message, hint=_without_isolation()))
+        sys.exit(error.exit_code)
     except PalestraError as error:
         say_error(error)
         sys.exit(error.exit_code)
@@ -64,3 +68,11 @@ def main() -> NoReturn:
         say_error(HostError.from_os(error, doing="the system refused"))
         sys.exit(HostError.exit_code)
     sys.exit(0)
+
+
+def _without_isolation() -> str:
+    command = shlex.join(["palestra", *sys.argv[1:], "--sandbox", "local"])
+    return (
+        f"{command} goes on without isolation: the model's commands then run as you, on your "
+        "files and your network, with only time-outs and ulimit to bound them"
+    )

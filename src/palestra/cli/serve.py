@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from palestra.cli.loop import run_until_stopped
 from palestra.cli.terminal import say
 from palestra.config import AgentName, Recipe, SandboxName, load_recipe, parse_recipe
+from palestra.errors import SandboxUnavailable
+
+if TYPE_CHECKING:
+    from palestra.environment.sandboxes.choose import Choice
 
 
 def serve(
@@ -43,6 +48,7 @@ def serve(
     exit_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Answer POST /run: start a sandbox, let the agent work, grade, and send the episode."""
+    from palestra.run.announcement import Announcement, refusal_line
     from palestra.run.serve import ServeOptions, serve_environment
 
     settings = _settings(
@@ -58,11 +64,15 @@ def serve(
         },
     )
 
+    chosen: list[Choice] = []
+
+    def on_choice(choice: Choice) -> None:
+        say(choice.describe())
+        chosen.append(choice)
+
     def on_ready(url: str) -> None:
         say(f"serving on {url}")
-        if ready_fd is not None:
-            os.write(ready_fd, f"{url}\n".encode())
-            os.close(ready_fd)
+        _announce(ready_fd, Announcement.of(url, chosen[-1]).to_line())
 
     options = ServeOptions(
         host=host,
@@ -73,11 +83,24 @@ def serve(
         policy_api_key=os.environ.get("POLICY_API_KEY"),
         policy_model_name=policy_model_name,
     )
-    run_until_stopped(
-        lambda stop: serve_environment(settings, options, on_ready=on_ready, stop=stop),
-        watch=_end_of_stdin if exit_with_parent else None,
-        stopping="stopping: waiting for episodes to end",
-    )
+    try:
+        run_until_stopped(
+            lambda stop: serve_environment(
+                settings, options, on_choice=on_choice, on_ready=on_ready, stop=stop
+            ),
+            watch=_end_of_stdin if exit_with_parent else None,
+            stopping="stopping: waiting for episodes to end",
+        )
+    except SandboxUnavailable as error:
+        _announce(ready_fd, refusal_line(error))
+        raise
+
+
+def _announce(ready_fd: int | None, line: bytes) -> None:
+    if ready_fd is not None:
+        with suppress(OSError):
+            os.write(ready_fd, line)
+            os.close(ready_fd)
 
 
 def _settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

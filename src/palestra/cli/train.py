@@ -11,7 +11,7 @@ import typer
 from palestra.cli.loop import run_cancellable
 from palestra.cli.report import conclude
 from palestra.cli.training_view import TrainingView
-from palestra.config import load_recipe, recipe_keys
+from palestra.config import SandboxName, load_recipe, recipe_keys
 from palestra.errors import ConfigError, MissingExtra
 from palestra.run.directory import create_run, locked, open_run
 from palestra.run.recipes import find_recipe
@@ -26,6 +26,9 @@ Overrides = Annotated[
 ]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with this run directory instead of a recipe.")
+]
+Sandbox = Annotated[
+    SandboxName | None, typer.Option(help="Sandbox backend; short for --set sandbox.backend=.")
 ]
 
 
@@ -42,17 +45,19 @@ def train(
     ] = None,
     overrides: Overrides = None,
     resume: Resume = None,
+    sandbox: Sandbox = None,
 ) -> None:
     """Train an agent: environment, gateway, engine and trainer from one recipe."""
     if (recipe is None) == (resume is None):
         raise ConfigError("give either a recipe or --resume DIR")
+    overrides = [*(overrides or []), *([f"sandbox.backend={sandbox}"] if sandbox else [])]
     training = _training()
     if resume is not None:
-        run, resolved = open_run(resume, overrides or [])
+        run, resolved = open_run(resume, overrides)
         tasks = training.load_run_tasks(resolved)
     else:
         assert recipe is not None
-        resolved = load_recipe(find_recipe(recipe), overrides or [])
+        resolved = load_recipe(find_recipe(recipe), overrides)
         # Before there is a directory: a run that cannot start leaves nothing behind.
         tasks = training.load_run_tasks(resolved)
         run, resolved = create_run(resolved)

@@ -5,37 +5,53 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from palestra.config import EnvironmentSection
 from palestra.errors import EnvironmentUnavailable, HostError
+from palestra.run.announcement import Announcement, parse_line
 from palestra.run.directory import RunDirectory
 
 URL_VARIABLE = "SWE_AGENT_GYM_URL"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # each backend's trial start has a limit of its own
 STOP_TIMEOUT_S = 20.0
 
 
 @asynccontextmanager
-async def environment_url(section: EnvironmentSection, run: RunDirectory) -> AsyncIterator[str]:
+async def environment_url(
+    section: EnvironmentSection,
+    run: RunDirectory,
+    *,
+    on_start: Callable[[Announcement], None],
+) -> AsyncIterator[str]:
     """Yield the URL of the environment server of this run.
 
     The recipe's ``environment.url`` wins, then ``$SWE_AGENT_GYM_URL``; else a
     server is started on a free port and stopped at the end.
+
+    Args:
+        section: may name a server.
+        run: where the log of an own server goes.
+        on_start: told what an own server announced.
+
+    Raises:
+        SandboxUnavailable: the own server can start no sandbox.
+        EnvironmentUnavailable: it did not come up for another reason.
     """
     named = section.url or os.environ.get(URL_VARIABLE)
     if named:
         yield named.rstrip("/")
         return
-    async with _child_server(run) as url:
-        yield url
+    async with _child_server(run) as announcement:
+        on_start(announcement)
+        yield announcement.url
 
 
 @asynccontextmanager
-async def _child_server(run: RunDirectory) -> AsyncIterator[str]:
+async def _child_server(run: RunDirectory) -> AsyncIterator[Announcement]:
     try:
         log = run.server_log.open("ab")
     except OSError as error:
@@ -60,12 +76,12 @@ async def _child_server(run: RunDirectory) -> AsyncIterator[str]:
         finally:
             os.close(announce)
         try:
-            yield await _announced_url(ready, run.server_log)
+            yield await _announced(ready, run.server_log)
         finally:
             await _stop(process)
 
 
-async def _announced_url(ready: BinaryIO, log: Path) -> str:
+async def _announced(ready: BinaryIO, log: Path) -> Announcement:
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), ready)
@@ -80,7 +96,7 @@ async def _announced_url(ready: BinaryIO, log: Path) -> str:
         transport.close()
     if not line:
         raise EnvironmentUnavailable(f"the environment server did not start: {_last_line(log)}")
-    return line.decode().strip()
+    return parse_line(line)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

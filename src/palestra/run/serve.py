@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from palestra.config import Recipe
+from palestra.environment.sandboxes.choose import Choice
 from palestra.environment.server.endpoints import PolicyDefaults
 from palestra.environment.server.serve import serve
 from palestra.environment.server.service import EpisodeService
@@ -31,17 +32,26 @@ async def serve_environment(
     recipe: Recipe,
     options: ServeOptions,
     *,
+    on_choice: Callable[[Choice], None],
     on_ready: Callable[[str], None],
     stop: asyncio.Event,
 ) -> None:
     """Serve until ``stop`` is set; live episodes then come to their end.
 
+    Args:
+        recipe: the environment's settings.
+        options: of the server.
+        on_choice: told of the sandbox backend that was taken, before ``on_ready``.
+        on_ready: told the URL once requests are taken.
+        stop: set by whoever owns the signals.
+
     Raises:
+        SandboxUnavailable: no sandbox can be started here.
         UsageError: a task file, a port, a token or the machine is not as it must be.
     """
     tasks = load_tasks(options.tasks) if options.tasks else []
     service = EpisodeService(
-        await open_world(recipe),
+        await open_world(recipe, on_choice=on_choice),
         recipe.environment,
         policy=PolicyDefaults(
             base_url=options.policy_base_url,

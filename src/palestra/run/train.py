@@ -25,6 +25,7 @@ from palestra.learning.rollouts.task_order import TaskOrder
 from palestra.learning.training import Checkpoint, CheckpointStore, Trainer
 from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
+from palestra.run.announcement import Announcement
 from palestra.run.directory import RunDirectory
 from palestra.run.environment import environment_url
 from palestra.run.facts import gather_facts
@@ -69,7 +70,7 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         events = stack.enter_context(EventLog(run.events))
         facts = gather_facts(sys.argv[1:], accelerators=_accelerators())
         events.emit("run.started", facts=facts)
-        environment = await stack.enter_async_context(_environment(recipe, run))
+        environment = await stack.enter_async_context(_environment(recipe, run, watcher, events))
         store = CheckpointStore(run.checkpoints, recipe.checkpoints.keep_last, events=events)
         watcher.say("loading the model")
         trainer, checkpoint = await asyncio.to_thread(_trainer, recipe, run, tasks, store)
@@ -122,13 +123,22 @@ def _accelerators() -> list[str]:
 
 
 @asynccontextmanager
-async def _environment(recipe: Recipe, run: RunDirectory) -> AsyncIterator[EnvironmentClient]:
+async def _environment(
+    recipe: Recipe, run: RunDirectory, watcher: Watcher, events: EventSink
+) -> AsyncIterator[EnvironmentClient]:
     section = recipe.environment
     longest_s = (
         section.start_timeout_s * 2 + section.episode_timeout_s + section.eval_timeout_s
     ) * 4  # a request may also wait in the server's queue
+
+    def on_start(announcement: Announcement) -> None:
+        watcher.say(announcement.sandbox)
+        events.emit(
+            "sandbox.chosen", backend=announcement.backend, description=announcement.sandbox
+        )
+
     async with (
-        environment_url(section, run) as url,
+        environment_url(section, run, on_start=on_start) as url,
         EnvironmentClient(url, section.token, timeout_s=longest_s) as client,
     ):
         await client.health()

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from palestra.config import Recipe
 from palestra.environment.agents.choose import make_agent
 from palestra.environment.episode import EpisodeRunner
 from palestra.environment.grading.runner import SandboxGrader
-from palestra.environment.sandboxes.choose import choose_backend
+from palestra.environment.sandboxes.choose import Choice, choose_backend
 from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.events import EventSink
 from palestra.run.places import images_folder, state_folder
 
 
-async def open_world(recipe: Recipe, events: EventSink | None = None) -> EpisodeRunner:
+async def open_world(
+    recipe: Recipe,
+    events: EventSink | None = None,
+    *,
+    on_choice: Callable[[Choice], None] | None = None,
+) -> EpisodeRunner:
     """Choose the backend, prove that it works, and wire the episode runner.
+
+    Args:
+        recipe: what to choose and to wire.
+        events: told of unexpected failures.
+        on_choice: told of the backend that was taken.
 
     Raises:
         SandboxUnavailable: no sandbox can be started here; says what to do.
@@ -24,7 +36,10 @@ async def open_world(recipe: Recipe, events: EventSink | None = None) -> Episode
         step_timeout_s=recipe.environment.step_timeout_s,
         time_limit_s=recipe.environment.episode_timeout_s,
     )
-    backend = await choose_backend(recipe.sandbox, state_dir=state_folder(), images=images_folder())
+    choice = await choose_backend(recipe.sandbox, state_dir=state_folder(), images=images_folder())
+    if on_choice is not None:
+        on_choice(choice)
+    backend = choice.backend
     limits = SandboxLimits(
         memory_bytes=recipe.sandbox.memory_mb << 20,
         num_pids=recipe.sandbox.num_pids,
