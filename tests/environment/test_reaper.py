@@ -92,7 +92,7 @@ async def test_orphan_of_a_half_started_bwrap_is_found_by_its_arguments(tmp_path
     leases = Leases(tmp_path)
     leases.open(sandbox_id="abc123", layers=(), cgroups=())
     _disown(tmp_path / "leases/abc123.json")
-    mark = f"{leases.run_folder('abc123') / 'scratch/upper'}"
+    mark = f"{leases.run_folder('abc123') / 'upper'}"
     orphan = sleeper(mark)
     try:
         assert (await reap(tmp_path)).num_killed == 1

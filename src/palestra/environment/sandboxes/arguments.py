@@ -2,7 +2,9 @@
 
 Two bwraps are nested. The outer one makes a mount namespace with a tmpfs of a
 given size, on which the inner one lays the writable side of its overlay, because
-bwrap's own ``--tmp-overlay`` has no size. All of it ends with the processes: no
+bwrap's own ``--tmp-overlay`` has no size. It also makes the channel's folder, on a
+tmpfs of its own: the host writes to it however full the sandbox is, and file systems
+on a disk are slow where files come and go. All of it ends with the processes: no
 mount is ever seen outside.
 """
 
@@ -13,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HOSTNAME = "sandbox"
+CHANNEL = "channel"
+"""Name of the channel's folder in the sandbox's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +34,13 @@ class Blueprint:
 
     layers: tuple[Path, ...]
     """Lower layers of the root file system, the bottommost first."""
-    scratch: Path
-    """An empty folder of the host on which the outer bwrap mounts the tmpfs."""
+    mount_point: Path
+    """A folder of the host on which the outer bwrap mounts the tmpfs; many may share it."""
+    name: str
+    """Of the sandbox's folder on that tmpfs."""
     disk_bytes: int
+    channel_target: str
+    """Where inside the channel's folder appears, read-only."""
     binds: tuple[Bind, ...] = ()
     folders: tuple[str, ...] = ()
     """Folders inside to make where they are missing."""
@@ -40,6 +48,11 @@ class Blueprint:
     uid: int = 0
     gid: int = 0
     network: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The sandbox's folder on the tmpfs."""
+        return f"{self.mount_point}/{self.name}"
 
 
 def bwrap_command(
@@ -55,12 +68,12 @@ def bwrap_command(
 
 
 def _outer(bwrap: Path, blueprint: Blueprint) -> list[str]:
-    scratch = str(blueprint.scratch)
+    mount_point, folder = str(blueprint.mount_point), blueprint.folder
     command = [str(bwrap), "--die-with-parent", "--unshare-user", "--dev-bind", "/", "/"]
-    command += ["--size", str(blueprint.disk_bytes), "--perms", "0755", "--tmpfs", scratch]
+    command += ["--size", str(blueprint.disk_bytes), "--perms", "0755", "--tmpfs", mount_point]
     for name, mode in (("upper", "0755"), ("work", "0755"), ("shm", "1777")):
-        command += ["--perms", mode, "--dir", f"{scratch}/{name}"]
-    return [*command, "--"]
+        command += ["--perms", mode, "--dir", f"{folder}/{name}"]
+    return [*command, "--perms", "0755", "--tmpfs", f"{folder}/{CHANNEL}", "--"]
 
 
 def _namespaces(blueprint: Blueprint, info_fd: int) -> list[str]:
@@ -75,16 +88,17 @@ def _namespaces(blueprint: Blueprint, info_fd: int) -> list[str]:
 
 
 def _file_systems(blueprint: Blueprint) -> list[str]:
-    scratch = str(blueprint.scratch)
+    folder = blueprint.folder
     options: list[str] = []
     for layer in blueprint.layers:
         options += ["--overlay-src", str(layer)]
-    options += ["--overlay", f"{scratch}/upper", f"{scratch}/work", "/"]
-    options += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{scratch}/shm", "/dev/shm"]
+    options += ["--overlay", f"{folder}/upper", f"{folder}/work", "/"]
+    options += ["--proc", "/proc", "--dev", "/dev", "--bind", f"{folder}/shm", "/dev/shm"]
+    options += ["--ro-bind", f"{folder}/{CHANNEL}", blueprint.channel_target]
     for bind in blueprint.binds:
         kind = "--ro-bind-try" if bind.optional else "--ro-bind"
         options += [kind, bind.source, bind.target]
-    for folder in blueprint.folders:
-        options += ["--dir", folder]
+    for missing in blueprint.folders:
+        options += ["--dir", missing]
     # /dev is a tmpfs without a size; what must be writable in it is its own mount.
     return [*options, "--remount-ro", "/dev"]

@@ -72,7 +72,7 @@ class BubblewrapBackend:
 
     Args:
         store: the unpacked images; ``None``: only the host's userland.
-        state_dir: leases, run folders and cached layers; one for all servers of a
+        state_dir: leases and cached layers; one for all servers of a
             user, on a local file system.
         start_timeout_s: seconds to start one sandbox.
         bwrap: the program; ``None``: found at the first use.
@@ -180,9 +180,11 @@ class BubblewrapBackend:
     ) -> int:
         blueprint = Blueprint(
             layers=ground.layers,
-            scratch=launch.scratch,
+            mount_point=self._leases.mount_point,
+            name=sandbox_id,
             disk_bytes=min(spec.limits.disk_bytes, spec.limits.memory_bytes // 2),
-            binds=(*ground.binds, Bind(source=str(launch.shared), target=MOUNT_POINT)),
+            channel_target=MOUNT_POINT,
+            binds=ground.binds,
             folders=ground.folders,
             env={**ground.env, **spec.env},
             uid=ground.ids[0],

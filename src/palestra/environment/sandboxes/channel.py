@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from palestra.environment.sandboxes import processes
 from palestra.environment.sandboxes.output import HeadAndTail
@@ -56,15 +55,13 @@ class Channel:
     Args:
         control_fd: writes to the shell's stdin; owned by the channel from now on.
         status_fd: reads the shell's stdout; owned by the channel from now on.
-        folder: the host side of the shell's
-            :data:`~palestra.environment.sandboxes.shell.MOUNT_POINT`.
         has_bash: whether the shell is bash; else commands run as script files.
     """
 
-    def __init__(self, *, control_fd: int, status_fd: int, folder: Path, has_bash: bool) -> None:
+    def __init__(self, *, control_fd: int, status_fd: int, has_bash: bool) -> None:
         self._control_fd = control_fd
         self._status_fd = status_fd
-        self._folder = folder
+        self._folder_fd = -1
         self._has_bash = has_bash
         self._loop = asyncio.get_running_loop()
         self._turn = asyncio.Lock()
@@ -81,10 +78,24 @@ class Channel:
         os.set_blocking(status_fd, False)
         self._loop.add_reader(status_fd, self._read_status)
 
-    @property
-    def folder(self) -> Path:
-        """The host's folder that the sandbox sees at the shell's ``MOUNT_POINT``."""
-        return self._folder
+    def use_folder(self, folder_fd: int) -> None:
+        """Learn the folder (owned from now on) that the sandbox sees as its ``MOUNT_POINT``."""
+        self._folder_fd = folder_fd
+
+    @contextmanager
+    def laid_file(self, name: str, data: bytes) -> Iterator[None]:
+        """Have a file of this ``name`` in the folder.
+
+        Raises:
+            SandboxDied: the sandbox is gone.
+            OSError: it cannot be written.
+        """
+        self._check()
+        _write_new(name, data, self._folder_fd)
+        try:
+            yield
+        finally:
+            _remove(name, self._folder_fd)
 
     async def wait_ready(self) -> None:
         """Wait until the shell takes commands.
@@ -159,6 +170,9 @@ class Channel:
         self._loop.remove_reader(self._status_fd)
         os.close(self._status_fd)
         os.close(self._control_fd)
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+            self._folder_fd = -1
         if self._init_fd is not None:
             self._loop.remove_reader(self._init_fd)
             os.close(self._init_fd)
@@ -188,14 +202,13 @@ class Channel:
         text = command.encode("utf-8", "replace") if isinstance(command, str) else command
         text = text.replace(b"\0", b"")
         how = "text" if self._has_bash and len(text) <= _MAX_ARGUMENT_BYTES else "file"
-        source = self._folder / f"{self._number}.in"
-        fifo = self._folder / f"{self._number}.out"
+        source, fifo, folder_fd = f"{self._number}.in", f"{self._number}.out", self._folder_fd
         pipe: _OutputPipe | None = None
         self._status = self._loop.create_future()
         try:
-            write_new(source, text)
-            os.mkfifo(fifo, 0o600)
-            pipe = _OutputPipe(fifo, feed)
+            _write_new(source, text, folder_fd)
+            os.mkfifo(fifo, 0o600, dir_fd=folder_fd)
+            pipe = _OutputPipe(fifo, folder_fd, feed)
             yield f"{self._number} {how}\n".encode(), pipe
         except asyncio.CancelledError:
             # A command that has not opened its FIFO yet fails to, once that is gone.
@@ -205,8 +218,8 @@ class Channel:
             raise SandboxError(f"cannot hand a command to the sandbox: {error}") from error
         finally:
             self._status = None
-            source.unlink(missing_ok=True)
-            fifo.unlink(missing_ok=True)
+            _remove(source, self._folder_fd)
+            _remove(fifo, self._folder_fd)
             if pipe is not None:
                 self._retire(pipe)
 
@@ -282,12 +295,13 @@ class Channel:
 class _OutputPipe:
     """The reading end of a command's FIFO; reads on the event loop."""
 
-    def __init__(self, path: Path, feed: Callable[[bytes], None]) -> None:
+    def __init__(self, name: str, folder_fd: int, feed: Callable[[bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._feed: Callable[[bytes], None] | None = feed
         self._budget_bytes: int | None = None
         self._end = asyncio.Event()
-        self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(name, flags, dir_fd=folder_fd)
         self._loop.add_reader(self._fd, self._read)
 
     @property
@@ -346,8 +360,15 @@ async def _within(timeout_s: float, status: asyncio.Future[int]) -> int:
         return await asyncio.shield(status)
 
 
-def write_new(path: Path, data: bytes) -> None:
+def _write_new(name: str, data: bytes, folder_fd: int) -> None:
     """Write ``data`` to a file that must not exist yet, through no symlink."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(name, flags, 0o600, dir_fd=folder_fd), "wb") as file:
         file.write(data)
+
+
+def _remove(name: str, folder_fd: int) -> None:
+    # Closed meanwhile: then the folder is gone with all that was in it.
+    if folder_fd >= 0:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=folder_fd)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from palestra.environment.sandboxes import processes
+from palestra.environment.sandboxes.arguments import CHANNEL
 from palestra.environment.sandboxes.channel import Channel
 from palestra.environment.sandboxes.reaper import Lease, Leases
 from palestra.errors import SandboxDied, SandboxStartError
@@ -35,11 +36,11 @@ class StartFailure(SandboxStartError):
 
 
 class Launch:
-    """The processes, the run folder and the lease of one sandbox.
+    """The processes and the lease of one sandbox.
 
     Args:
         leases: where its lease is kept.
-        lease: the lease, already on disk, with its run folder made.
+        lease: the lease, already on disk.
         has_bash: whether the shell inside is bash.
     """
 
@@ -48,10 +49,9 @@ class Launch:
         self._lease = lease
         self._has_bash = has_bash
         self._folder = leases.run_folder(lease.sandbox_id)
+        self._stderr_fd = -1
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
-        self.scratch = self._folder / "scratch"
-        self.shared = self._folder / "channel"
 
     @property
     def channel(self) -> Channel:
@@ -73,8 +73,6 @@ class Launch:
         Raises:
             StartFailure: it did not come up.
         """
-        self.scratch.mkdir(mode=0o755)
-        self.shared.mkdir(mode=0o755)
         info_fd = self._spawn(command_for)
         try:
             async with asyncio.timeout(timeout_s):
@@ -100,22 +98,25 @@ class Launch:
                 await self._exited(_STOP_TIMEOUT_S)
         if self._channel is not None:
             self._channel.close()
+        if self._stderr_fd >= 0:
+            os.close(self._stderr_fd)
+            self._stderr_fd = -1
         await self._leases.close(self._lease)
 
     def _spawn(self, command_for: Callable[[int], Sequence[str]]) -> int:
         control, status, info = os.pipe(), os.pipe(), os.pipe()
         try:
-            with (self._folder / "stderr").open("wb") as stderr:
-                self._process = subprocess.Popen(
-                    [*_heeding(), *command_for(info[1])],
-                    stdin=control[0],
-                    stdout=status[1],
-                    stderr=stderr,
-                    pass_fds=(info[1],),
-                    cwd="/",
-                    env={"PATH": os.defpath},
-                    start_new_session=True,
-                )
+            self._stderr_fd = os.memfd_create("bwrap-stderr")
+            self._process = subprocess.Popen(
+                [*_heeding(), *command_for(info[1])],
+                stdin=control[0],
+                stdout=status[1],
+                stderr=self._stderr_fd,
+                pass_fds=(info[1],),
+                cwd="/",
+                env={"PATH": os.defpath},
+                start_new_session=True,
+            )
         except OSError as error:
             for fd in (control[1], status[0], info[0]):
                 os.close(fd)
@@ -129,7 +130,6 @@ class Launch:
         self._channel = Channel(
             control_fd=control[1],
             status_fd=status[0],
-            folder=self.shared,
             has_bash=self._has_bash,
         )
         return info[0]
@@ -145,10 +145,24 @@ class Launch:
         if fd is None:
             raise self._failure("the sandbox ended at once")
         self.channel.watch(pid, fd)
-        if processes.pid_namespace(pid) != namespace:
+        folder_fd = self._channel_folder(pid)
+        if folder_fd is None or processes.pid_namespace(pid) != namespace:
             raise self._failure("the sandbox ended at once")
+        self.channel.use_folder(folder_fd)
         self._lease = self._leases.add_process(self._lease, pid)
         return pid
+
+    def _channel_folder(self, init_pid: int) -> int | None:
+        """Open the channel's folder where the inner bwrap sees it, which is not inside.
+
+        A wrong pid does no harm: no other process has a folder of this name.
+        """
+        bwrap_pid = processes.parent_of(init_pid)
+        path = f"/proc/{bwrap_pid}/root{self._folder}/{CHANNEL}"
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None
 
     def _kill_group(self) -> None:
         assert self._process is not None
@@ -172,8 +186,9 @@ class Launch:
 
     def _failure(self, message: str) -> StartFailure:
         text = ""
-        with suppress(OSError), (self._folder / "stderr").open("rb") as file:
-            text = file.read(_MAX_COMPLAINT_BYTES).decode("utf-8", "replace").strip()
+        if self._stderr_fd >= 0:
+            said = os.pread(self._stderr_fd, _MAX_COMPLAINT_BYTES, 0)
+            text = said.decode("utf-8", "replace").strip()
         code = self._process.poll() if self._process is not None else None
         return StartFailure(f"{message}: {text}" if text else message, exit_code=code, stderr=text)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STAT_STATE = 0
+_STAT_PARENT = 1
 _STAT_GROUP = 2
 _STAT_START = 19
 _MAX_ROUNDS = 1000
@@ -39,6 +40,12 @@ def group_of(pid: int) -> int | None:
     if fields is None or fields[_STAT_STATE] in ("Z", "X"):
         return None
     return int(fields[_STAT_GROUP])
+
+
+def parent_of(pid: int) -> int | None:
+    """The pid of the parent of a process; ``None`` when there is no such process."""
+    fields = _stat_fields(pid)
+    return None if fields is None else int(fields[_STAT_PARENT])
 
 
 def is_alive(process: ProcessId) -> bool:

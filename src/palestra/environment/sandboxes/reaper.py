@@ -2,15 +2,14 @@
 
 A lease is written before anything is made and removed after everything is gone.
 It names its owner by pid and start time; once that process is dead, whatever the
-lease lists is removed by the next :func:`reap`. Mounts need no entry: they live in
-the sandbox's own mount namespace and end with its processes.
+lease lists is removed by the next :func:`reap`. Mounts and what lies on them need no
+entry: they live in the sandbox's own mount namespace and end with its processes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -51,18 +50,23 @@ class Reaped:
 
 
 class Leases:
-    """The leases and run folders below a state folder."""
+    """The leases below a state folder."""
 
     def __init__(self, state_dir: Path) -> None:
         self._leases = state_dir / "leases"
         self._runs = state_dir / "run"
 
+    @property
+    def mount_point(self) -> Path:
+        """An empty folder, on which each sandbox mounts its own tmpfs where only it sees it."""
+        return self._runs
+
     def run_folder(self, sandbox_id: str) -> Path:
-        """The folder that belongs to one sandbox."""
+        """The sandbox's folder on its tmpfs; its processes name it in their arguments."""
         return self._runs / sandbox_id
 
     def open(self, *, layers: tuple[str, ...], cgroups: tuple[str, ...], sandbox_id: str) -> Lease:
-        """Write the lease of a new sandbox and make its run folder.
+        """Write the lease of a new sandbox and make the mount point.
 
         Raises:
             OSError: they cannot be written.
@@ -75,7 +79,6 @@ class Leases:
         self._leases.mkdir(parents=True, exist_ok=True)
         self._runs.mkdir(parents=True, exist_ok=True)
         self._write(lease)
-        self.run_folder(sandbox_id).mkdir(mode=0o700)
         return lease
 
     def add_process(self, lease: Lease, pid: int) -> Lease:
@@ -112,7 +115,6 @@ class Leases:
         for cgroup in lease.cgroups:
             if Path(cgroup).name.startswith(CGROUP_PREFIX):
                 await remove_cgroup(Path(cgroup))
-        shutil.rmtree(self.run_folder(lease.sandbox_id), ignore_errors=True)
         self._path(lease.sandbox_id).unlink(missing_ok=True)
 
     def _path(self, sandbox_id: str) -> Path:
@@ -178,7 +180,7 @@ def _remaining(leases: Leases, dead: list[Lease]) -> tuple[set[ProcessId], bool]
     found = set(filter(processes.is_alive, recorded))
     groups = {process.pid for process in recorded}
     marks = {f"palestra-{lease.sandbox_id}" for lease in same_boot}
-    marks |= {str(leases.run_folder(lease.sandbox_id) / "scratch/upper") for lease in same_boot}
+    marks |= {str(leases.run_folder(lease.sandbox_id) / "upper") for lease in same_boot}
     is_unclear = False
     for pid, arguments in processes.command_lines():
         if not any(arguments):

@@ -7,7 +7,7 @@ import posixpath
 import secrets
 import shlex
 
-from palestra.environment.sandboxes.channel import Channel, Finished, write_new
+from palestra.environment.sandboxes.channel import Channel, Finished
 from palestra.environment.sandboxes.limits import LimitGroup
 from palestra.environment.sandboxes.protocol import CommandResult
 from palestra.environment.sandboxes.shell import MOUNT_POINT
@@ -97,19 +97,16 @@ class BubblewrapSandbox:
         """
         _check_path(path)
         name = f"{secrets.token_hex(8)}.data"
-        source = self._channel.folder / name
         target, folder = shlex.quote(path), shlex.quote(posixpath.dirname(path))
         copy = f"cat {MOUNT_POINT}/{name} >{target}"
         try:
-            write_new(source, data)
-            done = await self._file_command(
-                f"mkdir -p -- {folder} && {{ {copy} || {{ rm -f -- {target} && {copy}; }}; }}",
-                max_bytes=4096,
-            )
+            with self._channel.laid_file(name, data):
+                done = await self._file_command(
+                    f"mkdir -p -- {folder} && {{ {copy} || {{ rm -f -- {target} && {copy}; }}; }}",
+                    max_bytes=4096,
+                )
         except OSError as error:
             raise SandboxError(f"cannot hand {path} to the sandbox: {error}") from error
-        finally:
-            source.unlink(missing_ok=True)
         if done.exit_code != 0:
             raise SandboxError(f"cannot write {path} in the sandbox: {done.output.text().strip()}")
 
