@@ -201,6 +201,10 @@ def test_time_adds_up_over_all_lives(tmp_path: Path) -> None:
     assert stages["held-out evaluation"].seconds == pytest.approx(4 * 14.2)
     assert sum(s.seconds for s in stages.values()) == pytest.approx(100)
     assert sum(s.share for s in stages.values()) == pytest.approx(1)
+    # What a killed process did after its last word is known from what it left.
+    silent = dataclasses.replace(record, processes=lives[:1])
+    assert total_s(silent) == pytest.approx(sum(s.seconds for s in clock_stages(silent)))
+    assert total_s(silent) > 40
 
 
 def test_the_summary_says_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from palestra.config import Recipe, SamplingSection
 from palestra.errors import ConfigError, InfraError
-from palestra.events import NullEvents
+from palestra.events import MemoryEvents
 from palestra.learning.evaluations import EvaluationPlan, EvaluationStore
 from palestra.learning.protocols import StepReport
 from palestra.learning.rollouts.fake import (
@@ -85,6 +85,7 @@ class Parts:
         self.environment = Seeing(gateway, script)
         self.store = EvaluationStore(folder / "evaluations")
         self.watching = Watching()
+        self.events = MemoryEvents()
         recipe = Recipe(
             **({"sampling": {"temperature": 0.7}, "rollouts": {"infra_retries": 0}} | sections)
         )
@@ -95,7 +96,7 @@ class Parts:
             recipe=recipe,
             store=self.store,
             watcher=self.watching,
-            events=NullEvents(),
+            events=self.events,
         )
 
 
@@ -110,6 +111,8 @@ async def test_each_mode_is_measured_stored_and_told_of(tmp_path: Path) -> None:
     assert parts.environment.temperatures == [0.7] * 12 + [0.0] * 4
     assert parts.watching.begun == [("sampled", 12), ("greedy", 4)]
     assert parts.watching.num_episodes == 16
+    stored = parts.events.of_kind("evaluation.stored")
+    assert [event.fields["mode"] for event in stored] == ["sampled", "greedy"]
     for mode, episodes in (("sampled", 12), ("greedy", 4)):
         assert metrics[f"{mode}/solve_rate"] == 0.5
         assert metrics[f"{mode}/episodes"] == episodes
@@ -127,6 +130,7 @@ async def test_what_is_on_disk_is_not_done_again(tmp_path: Path) -> None:
     again = Parts(tmp_path, half)
     assert await again.evaluator.evaluate(step=0, version=0) == first
     assert again.environment.started == []
+    assert again.events.events == []
     # One mode is lost, as when a kill came before it was written: that one alone is redone.
     again.store.path(0, "greedy").unlink()
     await again.evaluator.evaluate(step=0, version=0)

@@ -39,7 +39,7 @@ def clock_stages(record: RunRecord) -> tuple[Stage, ...]:
         "publishing weights": record.total("time/publish_s") or 0.0,
         "held-out evaluation": sum(e.duration_s for e in record.evaluations),
     }
-    rest = total_s(record) - sum(known.values())
+    rest = _alive_s(record) - sum(known.values())
     return _stages(known | {"saving, and work lost to restarts": max(0.0, rest)})
 
 
@@ -53,7 +53,12 @@ def episode_stages(record: RunRecord) -> tuple[Stage, ...]:
 
 
 def total_s(record: RunRecord) -> float:
-    """Seconds that the run was alive."""
+    """Seconds that the run was alive, as far as it left word."""
+    return sum(stage.seconds for stage in clock_stages(record))
+
+
+def _alive_s(record: RunRecord) -> float:
+    # A process that was killed may have lived on after what it said last.
     return sum(process.ended_s - process.began_s for process in record.processes)
 
 

@@ -34,7 +34,7 @@ class HeldOutEvaluator:
         recipe: its ``evaluation`` section says how.
         store: keeps what was evaluated.
         watcher: is told of each mode and each episode.
-        events: told of retries.
+        events: told of retries, and of each mode that is on disk.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class HeldOutEvaluator:
             if evaluation is None:
                 evaluation = await self._carry_out(plan)
                 await asyncio.to_thread(self._store.write, evaluation)
+                self._events.emit("evaluation.stored", step=step, mode=mode)
             metrics |= {f"{mode}/{name}": value for name, value in evaluation.metrics().items()}
         return metrics
 
