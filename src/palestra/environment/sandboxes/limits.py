@@ -10,7 +10,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -120,15 +120,23 @@ class CgroupLimiter:
             for name in wanted
             if name in self.parents
         }
-        settings = _v2_settings if self.mechanism == "cgroup v2" else _v1_settings
-        return _Cgroup(folders, settings(limits), limits.num_pids, self.mover)
+        is_v2 = self.mechanism == "cgroup v2"
+        return _Cgroup(
+            folders=folders,
+            settings=(_v2_settings if is_v2 else _v1_settings)(limits),
+            memory_events="memory.events" if is_v2 else "memory.oom_control",
+            num_pids=limits.num_pids,
+            mover=self.mover,
+        )
 
 
 class _Cgroup:
     def __init__(
         self,
+        *,
         folders: dict[str, Path],
         settings: dict[str, list[tuple[str, str]]],
+        memory_events: str,
         num_pids: int,
         mover: ThreadPoolExecutor,
     ) -> None:
@@ -137,7 +145,11 @@ class _Cgroup:
         self._settings = settings
         self._mover = mover
         self._moving: Future[None] | None = None
-        self._seen = {"memory": 0, "pids": 0}
+        self._counters = {
+            "memory": (f"{folders['memory']}/{memory_events}", "oom_kill"),
+            "pids": (f"{folders['pids']}/pids.events", "max"),
+        }
+        self._seen = dict.fromkeys(self._counters, 0)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -176,22 +188,13 @@ class _Cgroup:
         yield
 
     def is_crowded(self) -> bool:
-        return _number(self._folders["pids"] / "pids.current") > self._num_pids - _SPARE_PIDS
+        return _number(f"{self._folders['pids']}/pids.current") > self._num_pids - _SPARE_PIDS
 
     def newly_hit(self) -> str | None:
-        counts = {
-            name: _counter(self._folders[name], files, key)
-            for name, (files, key) in _COUNTERS.items()
-        }
+        counts = {name: _counter(*where) for name, where in self._counters.items()}
         risen = [name for name, count in counts.items() if count > self._seen[name]]
         self._seen = counts
         return risen[0] if risen else None
-
-
-_COUNTERS = {
-    "memory": (("memory.events", "memory.oom_control"), "oom_kill"),
-    "pids": (("pids.events",), "max"),
-}
 
 
 def _v2_settings(limits: SandboxLimits) -> dict[str, list[tuple[str, str]]]:
@@ -224,13 +227,11 @@ def _refused(error: OSError) -> SandboxStartError:
     return SandboxStartError(f"cannot set the sandbox's limits: {error}")
 
 
-def _counter(folder: Path, files: tuple[str, ...], key: str) -> int:
-    for file in files:
-        with suppress(OSError):
-            for line in (folder / file).read_text().splitlines():
-                name, _, value = line.partition(" ")
-                if name == key:
-                    return int(value)
+def _counter(file: str, key: str) -> int:
+    for line in (processes.read_kernel_file(file) or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
     return 0
 
 
@@ -255,8 +256,8 @@ def _try_remove(folder: Path) -> bool:
     return True
 
 
-def _number(file: Path) -> int:
-    text = _read(str(file)).strip()
+def _number(file: str) -> int:
+    text = (processes.read_kernel_file(file) or "").strip()
     return int(text) if text.isdigit() else 0
 
 

@@ -16,6 +16,7 @@ _STAT_PARENT = 1
 _STAT_GROUP = 2
 _STAT_START = 19
 _MAX_ROUNDS = 1000
+_KERNEL_FILE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +145,24 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
         yield int(entry.name), raw.decode("utf-8", "surrogateescape").split("\0")
 
 
+def read_kernel_file(path: str) -> str | None:
+    """The text of a small file of the kernel's; ``None`` where it cannot be read.
+
+    Three system calls: some are read several times a command, and a file object makes
+    seven, besides the object.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, _KERNEL_FILE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
 def _signal_in(namespace: int, pid: int, number: signal.Signals) -> None:
     fd = open_pidfd(pid)
     if fd is None:
@@ -171,9 +190,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _stat_fields(pid: int) -> list[str] | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+    stat = read_kernel_file(f"/proc/{pid}/stat")
+    if stat is None:
         return None
     # The command name may hold anything, so what we want starts behind its last bracket.
     return stat.rpartition(")")[2].split()
