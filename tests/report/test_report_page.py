@@ -143,6 +143,12 @@ def test_few_steps_still_make_charts(tmp_path: Path, steps: int) -> None:
     assert len(svgs_of(html)) == 13
 
 
+def test_the_page_of_a_long_run_stays_light(tmp_path: Path) -> None:
+    html = render(read_run(make_run(tmp_path, steps=620)))
+    assert len(html) < 600_000
+    assert len(svgs_of(html)) == 13
+
+
 def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
     hostile = make_episode(
         HOSTILE,

@@ -28,6 +28,7 @@ from palestra.report.words import number
 WIDTH, HEIGHT = 360.0, 190.0
 SMOOTH_FROM = 8
 """Fewer values are joined as they are."""
+_MAX_DOTS = 600
 _GAP_PX = 13.0
 _ASIDE_PX = 4.0
 
@@ -155,7 +156,8 @@ def _line(root: Element, series: Series, x: Scale, y: Scale, show: Callable[[flo
         places = zip(series.points, _drawn(series), strict=True)
         path = " ".join(f"{x(p.step):g},{y(value):g}" for p, value in places)
         add(root, "polyline", class_=f"line {style}", points=path)
-    for point in series.points:
+    # Of a long run the line is enough: dots would only make the page heavy.
+    for point in series.points if len(series.points) <= _MAX_DOTS else ():
         dot = add(
             root,
             "circle",

@@ -40,7 +40,8 @@ def clock_stages(record: RunRecord) -> tuple[Stage, ...]:
         "held-out evaluation": sum(e.duration_s for e in record.evaluations),
     }
     rest = _alive_s(record) - sum(known.values())
-    return _stages(known | {"saving, and work lost to restarts": max(0.0, rest)})
+    lost = ", and work lost to restarts" if len(record.processes) > 1 else ""
+    return _stages(known | {f"saving{lost}": max(0.0, rest)})
 
 
 def episode_stages(record: RunRecord) -> tuple[Stage, ...]:
