@@ -9,6 +9,8 @@ from pathlib import Path
 
 from palestra.config import SandboxSection
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
+from palestra.environment.sandboxes.engine import EngineBackend
+from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.local import LocalBackend
 from palestra.environment.sandboxes.protocol import SandboxBackend
@@ -67,15 +69,12 @@ async def choose_backend(
         "bubblewrap": lambda: BubblewrapBackend(
             store=ImageStore(folder) if folder is not None else None, state_dir=state_dir
         ),
+        "docker": lambda: EngineBackend(DOCKER, host_image=section.host_image),
+        "podman": lambda: EngineBackend(PODMAN, host_image=section.host_image),
         "local": lambda: LocalBackend(state_dir=state_dir),
     }
     if section.backend == "auto":
         return await first_that_works([makers[name]() for name in makers if name != "local"])
-    if section.backend not in makers:
-        raise SandboxUnavailable(
-            f"the sandbox backend {section.backend} is not available in this version",
-            hint="use sandbox.backend = auto, bubblewrap or local",
-        )
     backend = makers[section.backend]()
     await _check(backend)
     return Choice(backend=backend)

@@ -1,0 +1,239 @@
+"""The part of a container engine's HTTP API that sandboxes need, over its Unix socket.
+
+Docker's API, which Podman's service speaks as well. Paths carry no version: the engine
+then answers with its newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+
+from palestra.environment.sandboxes.engine_stream import EngineStream, open_stream
+from palestra.errors import ImageError, SandboxStartError, SandboxUnavailable
+
+_TIMEOUT_S = 60.0
+_NOT_FOUND = 404
+_CONFLICT = 409
+_REMOVE_POLL_S = 0.05
+_NUM_REMOVE_POLLS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKind:
+    """One of the engines that speak the API, and how to reach it.
+
+    Attributes:
+        name: also of its program.
+        variable: environment variable that may name its socket (``unix://PATH``).
+        sockets: where it listens otherwise; ``~`` and ``$XDG_RUNTIME_DIR`` are filled in.
+        hint: how to start it.
+    """
+
+    name: str
+    variable: str
+    sockets: tuple[str, ...]
+    hint: str
+
+    def find_socket(self) -> Path:
+        """The engine's socket.
+
+        Raises:
+            SandboxUnavailable: there is none, or none that we may open.
+        """
+        named = os.environ.get(self.variable, "")
+        if named and not named.startswith("unix://"):
+            raise SandboxUnavailable(
+                f"${self.variable} is {named}, and only a Unix socket of this machine can be used"
+            )
+        paths = (named.removeprefix("unix://"),) if named else self.sockets
+        found = [path for path in map(_expanded, paths) if path is not None and path.is_socket()]
+        for path in found:
+            if os.access(path, os.R_OK | os.W_OK):
+                return path
+        if found:
+            raise SandboxUnavailable(f"no permission to use {found[0]}", hint=self.hint)
+        raise SandboxUnavailable(f"no {self.name} engine is running", hint=self.hint)
+
+
+DOCKER = EngineKind(
+    name="docker",
+    variable="DOCKER_HOST",
+    sockets=(
+        "$XDG_RUNTIME_DIR/docker.sock",
+        "/var/run/docker.sock",
+        "~/.docker/run/docker.sock",
+    ),
+    hint="start Docker, and join the group docker",
+)
+PODMAN = EngineKind(
+    name="podman",
+    variable="CONTAINER_HOST",
+    sockets=("$XDG_RUNTIME_DIR/podman/podman.sock", "/run/podman/podman.sock"),
+    hint="start its service: systemctl --user start podman.socket",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container that carries one of our labels."""
+
+    container_id: str
+    labels: Mapping[str, str]
+
+
+class EngineApi:
+    """Calls to one engine.
+
+    Args:
+        kind: for messages.
+        socket: where it listens.
+        client: an HTTP client on that socket.
+    """
+
+    def __init__(self, kind: EngineKind, socket: Path, client: httpx.AsyncClient) -> None:
+        self._kind = kind
+        self._socket = socket
+        self._client = client
+
+    async def image_user(self, image: str) -> str:
+        """The user that ``image`` wants to run as; empty for root.
+
+        Raises:
+            ImageError: the engine has no such image.
+        """
+        answer = await self._call("GET", f"/images/{image}/json")
+        if answer.status_code == _NOT_FOUND:
+            raise ImageError(
+                f"{self._kind.name} has no image {image}", hint=f"{self._kind.name} pull {image}"
+            )
+        return str(_body(_ok(answer, f"looking at {image}")).get("Config", {}).get("User") or "")
+
+    async def create(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Create a container; return its id.
+
+        Raises:
+            SandboxStartError: the engine refuses.
+        """
+        answer = await self._call(
+            "POST",
+            "/containers/create",
+            params={"name": name},
+            content=orjson.dumps(dict(settings)),
+            headers={"content-type": "application/json"},
+        )
+        return str(_body(_ok(answer, "creating a container"))["Id"])
+
+    async def upload(self, container_id: str, tar: bytes) -> None:
+        """Unpack ``tar`` at the root of a container."""
+        answer = await self._call(
+            "PUT",
+            f"/containers/{container_id}/archive",
+            params={"path": "/"},
+            content=tar,
+            headers={"content-type": "application/x-tar"},
+        )
+        _ok(answer, "laying files into a container")
+
+    async def attach(self, container_id: str) -> EngineStream:
+        """Open the streams of a container's first process; before :meth:`start`."""
+        path = f"/containers/{container_id}/attach?stream=1&stdin=1&stdout=1&stderr=1"
+        return await open_stream(self._socket, path, timeout_s=_TIMEOUT_S)
+
+    async def start(self, container_id: str) -> None:
+        """Start a container.
+
+        Raises:
+            ImageError: the image has no bash.
+            SandboxStartError: it does not start for another reason.
+        """
+        answer = await self._call("POST", f"/containers/{container_id}/start")
+        if answer.is_error and "bash" in answer.text and "not found" in answer.text:
+            raise ImageError("the image has no bash, in which commands run")
+        _ok(answer, "starting a container")
+
+    async def signal(self, container_id: str, name: str) -> bool:
+        """Send a signal to a container's first process; tell whether it was there."""
+        answer = await self._call(
+            "POST", f"/containers/{container_id}/kill", params={"signal": name}
+        )
+        return not answer.is_error
+
+    async def remove(self, name: str) -> None:
+        """Kill and remove a container, by name or id, and wait until it is gone."""
+        for _ in range(_NUM_REMOVE_POLLS):
+            answer = await self._call(
+                "DELETE", f"/containers/{name}", params={"force": "1", "v": "1"}
+            )
+            if answer.status_code == _NOT_FOUND:
+                return
+            if answer.status_code != _CONFLICT:
+                _ok(answer, "removing a container")
+            # Being removed by the engine itself: asked again until it is not there.
+            await asyncio.sleep(_REMOVE_POLL_S if answer.status_code == _CONFLICT else 0)
+
+    async def labelled(self, label: str) -> list[Container]:
+        """Every container with ``label``, running or not."""
+        answer = await self._call(
+            "GET",
+            "/containers/json",
+            params={"all": "1", "filters": orjson.dumps({"label": [label]}).decode()},
+        )
+        rows = orjson.loads(_ok(answer, "listing containers").content)
+        return [Container(container_id=row["Id"], labels=row["Labels"] or {}) for row in rows]
+
+    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return await self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise SandboxStartError(
+                f"{self._kind.name} does not answer: {error or type(error).__name__}"
+            ) from error
+
+
+@asynccontextmanager
+async def open_engine(kind: EngineKind) -> AsyncIterator[EngineApi]:
+    """Yield the API of the engine of this machine.
+
+    Raises:
+        SandboxUnavailable: there is none.
+    """
+    socket = kind.find_socket()
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://engine", timeout=_TIMEOUT_S, trust_env=False
+    ) as client:
+        yield EngineApi(kind, socket, client)
+
+
+def _ok(answer: httpx.Response, doing: str) -> httpx.Response:
+    if answer.is_error:
+        raise SandboxStartError(f"{doing}: {_message(answer)}")
+    return answer
+
+
+def _body(answer: httpx.Response) -> dict[str, Any]:
+    body = orjson.loads(answer.content)
+    if not isinstance(body, dict):
+        raise SandboxStartError(f"the engine answered {answer.text[:200]!r}")
+    return body
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(orjson.loads(answer.content)["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {answer.status_code}: {answer.text[:200]}"
+
+
+def _expanded(path: str) -> Path | None:
+    filled = os.path.expandvars(path)
+    return None if "$" in filled else Path(filled).expanduser()
