@@ -27,11 +27,10 @@ from palestra.environment.sandboxes.reaper import Leases, reap
 from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
 from palestra.environment.sandboxes.shell import MOUNT_POINT, shell_arguments
 from palestra.environment.sandboxes.userland import (
+    Userland,
     build_hosts_layer,
     build_skeleton,
-    skeleton_key,
-    userland_binds,
-    userland_env,
+    find_userland,
 )
 from palestra.errors import HostError, ImageError, SandboxStartError, SandboxUnavailable
 from palestra.records import HOST_IMAGE
@@ -61,6 +60,7 @@ class _Ground:
 class _Tools:
     bwrap: Bwrap
     limiter: Limiter
+    userland: Userland
 
 
 class BubblewrapBackend:
@@ -137,7 +137,7 @@ class BubblewrapBackend:
         """
         tools = await self._prepare()
         sandbox_id = secrets.token_hex(6)
-        ground = self._ground(spec)
+        ground = self._ground(spec, tools.userland)
         group = tools.limiter.group(sandbox_id, spec.limits)
         launch = self._open_launch(sandbox_id, ground, tuple(map(str, group.paths)))
         try:
@@ -158,7 +158,9 @@ class BubblewrapBackend:
         async with self._preparing:
             if self._tools is None:
                 tools = _Tools(
-                    bwrap=self._bwrap or find_bwrap(), limiter=self._limiter or find_limiter()
+                    bwrap=self._bwrap or find_bwrap(),
+                    limiter=self._limiter or find_limiter(),
+                    userland=find_userland(),
                 )
                 await reap(self._state_dir)
                 self._tools = tools
@@ -202,20 +204,20 @@ class BubblewrapBackend:
                 ) from None
             raise
 
-    def _ground(self, spec: SandboxSpec) -> _Ground:
+    def _ground(self, spec: SandboxSpec, userland: Userland) -> _Ground:
         if not spec.workdir.startswith("/"):
             raise SandboxStartError(f"the working directory {spec.workdir!r} is not absolute")
         if spec.image == HOST_IMAGE:
-            return self._host_ground(spec)
+            return self._host_ground(spec, userland)
         return self._image_ground(spec)
 
-    def _host_ground(self, spec: SandboxSpec) -> _Ground:
-        skeleton = self._layers.get(skeleton_key(), build_skeleton)
+    def _host_ground(self, spec: SandboxSpec, userland: Userland) -> _Ground:
+        skeleton = self._layers.get(userland.skeleton_key, build_skeleton)
         return _Ground(
             layers=(skeleton, *self._files(spec)),
-            env=userland_env(),
-            shell="/bin/bash" if has_program(Path("/"), "bash") else "/bin/sh",
-            binds=userland_binds(network=spec.network),
+            env=userland.env,
+            shell=userland.shell,
+            binds=(*userland.binds, *_resolver(spec)),
             folders=(spec.workdir,),
         )
 
@@ -229,20 +231,23 @@ class BubblewrapBackend:
                 f"{image.rootfs} belongs to another user, so nothing in it could be changed",
                 hint=f"import a tarball of it: palestra images add {spec.image} FILE.tar",
             )
-        binds = []
-        if spec.network:
-            binds.append(Bind(source="/etc/resolv.conf", target="/etc/resolv.conf", optional=True))
         hosts = self._layers.get("hosts-1", build_hosts_layer)
         return _Ground(
             layers=(image.rootfs, hosts, *self._files(spec)),
             env={**_IMAGE_ENV, **image.env},
             shell="/bin/bash" if has_program(image.rootfs, "bash") else "/bin/sh",
-            binds=tuple(binds),
+            binds=_resolver(spec),
             ids=image.user_ids,
         )
 
     def _files(self, spec: SandboxSpec) -> tuple[Path, ...]:
         return (self._layers.repository(spec.workdir, spec.files),) if spec.files else ()
+
+
+def _resolver(spec: SandboxSpec) -> tuple[Bind, ...]:
+    """What finds hosts by name, where the sandbox has a network."""
+    name = "/etc/resolv.conf"
+    return (Bind(source=name, target=name, optional=True),) if spec.network else ()
 
 
 def _command(bwrap: Path, blueprint: Blueprint, shell: list[str], info_fd: int) -> list[str]:

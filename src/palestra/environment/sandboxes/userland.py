@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from palestra.environment.sandboxes.arguments import HOSTNAME, Bind
@@ -45,16 +47,6 @@ def build_hosts_layer(folder: Path) -> None:
     _write(folder, {"etc/hosts": _HOSTS})
 
 
-def skeleton_key() -> str:
-    """A name for the skeleton that changes with the settings of the host that it copies."""
-    digest = hashlib.sha256()
-    for name in _COPIED:
-        with suppress(OSError):
-            stat = Path(name).stat()
-            digest.update(f"{name} {stat.st_mtime_ns} {stat.st_size}\n".encode())
-    return f"skeleton-2-{digest.hexdigest()[:16]}"
-
-
 def build_skeleton(folder: Path) -> None:
     """Lay the root file system that the host's programs are bound into."""
     for name in _FOLDERS:
@@ -70,23 +62,53 @@ def build_skeleton(folder: Path) -> None:
     build_hosts_layer(folder)
 
 
-def userland_binds(*, network: bool) -> tuple[Bind, ...]:
-    """What of the host is seen, read-only: programs, libraries, the running Python."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Userland:
+    """What of the host a sandbox sees, read-only: programs, libraries, the running Python."""
+
+    skeleton_key: str
+    """Names the layer of :func:`build_skeleton` that fits."""
+    binds: tuple[Bind, ...]
+    env: Mapping[str, str]
+    shell: str
+
+
+def find_userland() -> Userland:
+    """Look at the host; once is enough, since every look is a dozen system calls."""
+    has_bash = any(Path(folder, "bash").exists() for folder in ("/bin", "/usr/bin"))
+    return Userland(
+        skeleton_key=_skeleton_key(),
+        binds=_binds(),
+        env=_env(),
+        shell="/bin/bash" if has_bash else "/bin/sh",
+    )
+
+
+def _skeleton_key() -> str:
+    """A name for the skeleton that changes with the settings of the host that it copies."""
+    digest = hashlib.sha256()
+    for name in _COPIED:
+        with suppress(OSError):
+            stat = Path(name).stat()
+            digest.update(f"{name} {stat.st_mtime_ns} {stat.st_size}\n".encode())
+    return f"skeleton-2-{digest.hexdigest()[:16]}"
+
+
+def _binds() -> tuple[Bind, ...]:
     binds = [Bind(source="/usr", target="/usr")]
     binds += [
         Bind(source=str(path), target=str(path))
         for path in map(Path, _PROGRAMS)
         if path.is_dir() and not path.is_symlink()
     ]
-    settings = (*_BOUND, "/etc/resolv.conf") if network else _BOUND
-    binds += [Bind(source=name, target=name) for name in settings if Path(name).exists()]
+    binds += [Bind(source=name, target=name) for name in _BOUND if Path(name).exists()]
     python = sys.base_prefix
     if not Path(python).is_relative_to("/usr"):
         binds.append(Bind(source=python, target=python))
     return tuple(binds)
 
 
-def userland_env() -> dict[str, str]:
+def _env() -> dict[str, str]:
     """The environment of commands; nothing of the host's own is passed on."""
     folders = [f"{sys.base_prefix}/bin", "/usr/local/sbin", "/usr/local/bin"]
     folders += ["/usr/sbin", "/usr/bin", "/sbin", "/bin"]
