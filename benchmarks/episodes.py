@@ -3,7 +3,9 @@
 Ours starts a sandbox for the agent and a pristine one for the tests, takes the diff of
 the working tree and grades. The other runs the same three commands and then the tests in
 the same folder: no fresh sandbox, no diff, no limits, no process left alive between
-commands. Both run the same tasks, several at once, in turns in one run.
+commands. Both run the same tasks, several at once, in turns in one run. Processor time
+is ours and that of every process that we waited for; unlike seconds, it hardly depends on
+what else the machine does.
 
     python benchmarks/episodes.py [--episodes 64] [--concurrency 4] [--rounds 3]
 """
@@ -13,10 +15,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from palestra.config import EnvironmentSection
@@ -32,7 +37,7 @@ from palestra.tasks.source import load_tasks
 
 
 async def ours(tasks: list[Task], concurrency: int, state: Path) -> float:
-    """Seconds for one graded episode of every task."""
+    """Seconds for one graded episode of every task, without the trial start."""
     limits = SandboxLimits(memory_bytes=512 << 20, num_pids=64, disk_bytes=64 << 20)
     backend = BubblewrapBackend(store=None, state_dir=state)
     await backend.check()
@@ -84,6 +89,19 @@ def theirs(tasks: list[Task], concurrency: int) -> float:
     return time.perf_counter() - started
 
 
+def processor_s() -> float:
+    """Processor seconds of this process and of all that it, or they, waited for."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def measured(work: Callable[[], float], num_episodes: int) -> tuple[float, float]:
+    """Seconds that ``work`` reports, and processor milliseconds an episode."""
+    before_s = processor_s()
+    seconds = work()
+    return seconds, (processor_s() - before_s) / num_episodes * 1e3
+
+
 def main() -> None:
     """Measure in turns and print medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,12 +115,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as state:
         for number in range(args.rounds):
             tasks = load_tasks(f"katas:train?seed={number}&n={args.episodes}&level=1")
-            mine.append(asyncio.run(ours(tasks, args.concurrency, Path(state))))
-            other.append(theirs(tasks, args.concurrency))
-    a, b = statistics.median(mine), statistics.median(other)
-    print(f"ours:   {args.episodes} episodes, two sandboxes each, graded: {a:.2f} s")
-    print(f"theirs: the same commands and tests, one folder, no sandbox kept: {b:.2f} s")
-    print(f"ratio theirs/ours: {b / a:.2f}")
+            run = partial(ours, tasks, args.concurrency, Path(state))
+            mine.append(measured(lambda run=run: asyncio.run(run()), args.episodes))
+            run = partial(theirs, tasks, args.concurrency)
+            other.append(measured(run, args.episodes))
+    (a, a_ms), (b, b_ms) = (
+        map(statistics.median, zip(*each, strict=True)) for each in (mine, other)
+    )
+    print(
+        f"ours:   {args.episodes} episodes, two sandboxes each, graded: {a:.2f} s, "
+        f"{a_ms:.1f} ms of processor time an episode"
+    )
+    print(
+        f"theirs: the same commands and tests, one folder, no sandbox kept: {b:.2f} s, "
+        f"{b_ms:.1f} ms of processor time an episode"
+    )
+    print(f"ratio theirs/ours: {b / a:.2f} in seconds, {b_ms / a_ms:.2f} in processor time")
 
 
 if __name__ == "__main__":
