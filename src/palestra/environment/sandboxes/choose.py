@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from palestra.environment.sandboxes.local import LocalBackend
 from palestra.environment.sandboxes.protocol import SandboxBackend
 from palestra.errors import NoIsolation, PalestraError, SandboxUnavailable
 
-CHECK_TIMEOUT_S = 45.0
+CHECK_TIMEOUT_S = 30.0
 """Seconds that the trial start of one backend may take."""
 
 LOCAL_WARNING = (
@@ -76,12 +76,14 @@ async def choose_backend(
     if section.backend == "auto":
         return await first_that_works([makers[name]() for name in makers if name != "local"])
     backend = makers[section.backend]()
-    await _check(backend)
+    await _check(backend, CHECK_TIMEOUT_S)
     return Choice(backend=backend)
 
 
-async def first_that_works(backends: list[SandboxBackend]) -> Choice:
-    """Try ``backends`` in order by a trial start each.
+async def first_that_works(
+    backends: Sequence[SandboxBackend], *, timeout_s: float = CHECK_TIMEOUT_S
+) -> Choice:
+    """Try ``backends`` in order by a trial start each, which may take ``timeout_s``.
 
     Raises:
         NoIsolation: none works.
@@ -90,7 +92,7 @@ async def first_that_works(backends: list[SandboxBackend]) -> Choice:
     rejected: list[Rejection] = []
     for backend in backends:
         try:
-            await _check(backend)
+            await _check(backend, timeout_s)
         except SandboxUnavailable as error:
             rejected.append(Rejection(name=backend.name, reason=_short(error)))
         else:
@@ -98,13 +100,13 @@ async def first_that_works(backends: list[SandboxBackend]) -> Choice:
     raise NoIsolation(f"no sandbox can be started here: {_listed(rejected)}")
 
 
-async def _check(backend: SandboxBackend) -> None:
+async def _check(backend: SandboxBackend, timeout_s: float) -> None:
     try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await backend.check()
     except TimeoutError:
         raise SandboxUnavailable(
-            f"{backend.name} did not start a trial sandbox in {CHECK_TIMEOUT_S:g} s"
+            f"{backend.name} did not start a trial sandbox in {timeout_s:g} s"
         ) from None
 
 
@@ -112,5 +114,5 @@ def _short(error: PalestraError) -> str:
     return " ".join(error.message.split())
 
 
-def _listed(rejected: list[Rejection] | tuple[Rejection, ...]) -> str:
+def _listed(rejected: Sequence[Rejection]) -> str:
     return "; ".join(f"{item.name}: {item.reason}" for item in rejected)

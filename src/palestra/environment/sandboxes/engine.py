@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import posixpath
+import resource
 import secrets
 import tarfile
 import tempfile
@@ -44,6 +45,10 @@ OWNER_LABEL = "palestra.owner"
 """Says which process a container belongs to; once that is dead, the container is reaped."""
 
 _CHECK_TIMEOUT_S = 30.0
+_ULIMITS = (
+    ("nofile", resource.RLIMIT_NOFILE, 65_536),
+    ("nproc", resource.RLIMIT_NPROC, 32_768),
+)
 _NEEDED = ("git", "python3", "base64")
 _GIT_SETTINGS = (
     b"[user]\n\tname = root\n\temail = root@sandbox\n"
@@ -195,6 +200,7 @@ def _settings(image: str, spec: SandboxSpec, arguments: list[str]) -> dict[str, 
         "PidsLimit": limits.num_pids,
         "Memory": limits.memory_bytes,
         "MemorySwap": limits.memory_bytes,
+        "Ulimits": _ulimits(),
         # The engine would keep what commands print, on the disk and without end.
         "LogConfig": {"Type": "none"},
     }
@@ -218,6 +224,19 @@ def _settings(image: str, spec: SandboxSpec, arguments: list[str]) -> dict[str, 
         "AttachStderr": True,
         "HostConfig": host,
     }
+
+
+def _ulimits() -> list[dict[str, Any]]:
+    """What the engine may surely grant: Podman's service else asks for more than some hosts do.
+
+    The number of processes is limited by the container's cgroup, not by this.
+    """
+    limits = []
+    for name, kind, most in _ULIMITS:
+        hard = resource.getrlimit(kind)[1]
+        limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
+        limits.append({"Name": name, "Soft": limit, "Hard": limit})
+    return limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

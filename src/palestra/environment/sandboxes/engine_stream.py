@@ -12,6 +12,8 @@ from palestra.errors import SandboxStartError
 
 _HEADER = struct.Struct(">BxxxL")
 _CHUNK_BYTES = 1 << 16
+_COMPLAINT_TIMEOUT_S = 2.0
+_MAX_COMPLAINT_BYTES = 4096
 _ACCEPTED = (b"101", b"200")
 
 
@@ -82,7 +84,10 @@ async def open_stream(socket: Path, path: str, *, timeout_s: float) -> EngineStr
         raise SandboxStartError(f"attaching to a container: {error!r}") from error
     status = head.split(b" ", 2)[1:2]
     if not status or status[0] not in _ACCEPTED:
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_COMPLAINT_TIMEOUT_S):
+                head += await reader.read(_MAX_COMPLAINT_BYTES)
         writer.close()
-        first = head.split(b"\r\n", 1)[0].decode("latin-1")
-        raise SandboxStartError(f"attaching to a container: {first}")
+        complaint = head.rpartition(b"\r\n\r\n")[2].decode("utf-8", "replace").strip()
+        raise SandboxStartError(f"attaching to a container: {complaint or head!r}")
     return EngineStream(reader, writer)

@@ -181,7 +181,8 @@ class _Cgroup:
     async def enforced(self, kill: Callable[[], object]) -> AsyncIterator[None]:
         if self._moving is not None:
             try:
-                await asyncio.wrap_future(self._moving)
+                # Shielded: a command that is cancelled must not cancel the move.
+                await asyncio.shield(asyncio.wrap_future(self._moving))
             except OSError as error:
                 raise _refused(error) from error
             self._moving = None

@@ -147,6 +147,8 @@ def _environment(root: Path) -> dict[str, str]:
         "HOME": str(root / "home"),
         "TMPDIR": str(root / "tmp"),
         "LANG": "C.UTF-8",
+        # Without its own .git, git would take a repository around the state folder.
+        "GIT_CEILING_DIRECTORIES": f"{root}{os.pathsep}{root.parent}",
     }
 
 

@@ -152,7 +152,7 @@ class LocalSandbox:
                 start,
                 "bash",
                 argument,
-                cwd=self.workdir,
+                cwd=self._start_folder(),
                 env=self._env,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output_fd,
@@ -198,8 +198,12 @@ class LocalSandbox:
         pipe.discard()
         self._discarding.append(pipe)
 
+    def _start_folder(self) -> Path:
+        work = self._root / "work"
+        return work if work.is_dir() else self._root  # a command may have removed it
+
     def _check(self) -> None:
-        if self._closed or not (self._root / "work").is_dir():
+        if self._closed or not self._root.is_dir():
             raise SandboxDied(f"the sandbox {self._sandbox_id} is gone")
 
     def _checked(self, path: str) -> Path:
