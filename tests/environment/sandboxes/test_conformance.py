@@ -121,7 +121,7 @@ async def test_nothing_persists_but_files(box: Sandbox) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [99_000, 101_000, 1 << 20])
+@pytest.mark.parametrize("size", [4000, 99_000, 101_000, 1 << 20])
 async def test_long_commands(box: Sandbox, size: int) -> None:
     done = await run(box, f"x='{'é' * (size // 2)}'; printf %s \"$x\" | wc -c; cat; exit 4")
     assert (done.output.split(), done.exit_code) == ([str(size)], 4)
@@ -166,8 +166,8 @@ async def test_background_child_holds_nothing_up_and_is_not_heard(box: Sandbox) 
 
 
 async def test_cancelled_command_is_killed_and_the_next_one_is_right(box: Sandbox) -> None:
-    for delay_s in (0, 0.002, 0.01, 0.05):
-        task = asyncio.create_task(run(box, "sleep 8855; echo WRONG"))
+    for delay_s in (0, 0.001, 0.002, 0.004, 0.01, 0.05):
+        task = asyncio.create_task(run(box, f"sleep 8855; echo WRONG\n#{'x' * 50_000}"))
         await asyncio.sleep(delay_s)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -1,9 +1,9 @@
 """A shell kept open in a container, and the commands that it starts one by one.
 
-The shell is the container's pid 1. It reads ``NUMBER NONCE`` and the command's text, up to
-a NUL, from its stdin, and says ``NUL NONCE begin NUL`` and ``NUL NONCE STATUS NUL`` around
-what the command prints; everything outside of that is thrown away. The nonce is fresh for
-each command, so that no command's output can end another's.
+The shell is the container's pid 1. It reads ``NUMBER NONCE NUM_BYTES`` and the command's
+text, which ends in a NUL, from its stdin, and says ``NUL NONCE begin NUL`` and ``NUL NONCE
+STATUS NUL`` around what the command prints; everything outside of that is thrown away. The
+nonce is fresh for each command, so that no command's output can end another's.
 
 A command prints into a pipe of its own, which a ``cat`` forwards. The shell writes the end
 into that same pipe, behind everything that the command has written, and so knows nothing of
@@ -21,8 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from palestra.environment.sandboxes.engine_stream import EngineStream
+from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.output import HeadAndTail
-from palestra.errors import SandboxDied
+from palestra.errors import SandboxDied, SandboxError
 
 NO_WORKDIR = 66
 """What the shell says when it is ready, and its working directory is not there."""
@@ -39,8 +40,8 @@ _MAX_STATUS_BYTES = 8
 # the wait, which would otherwise end for a command that is only stopped.
 SHELL = r"""
 trap '' HUP INT QUIT TERM USR1 PIPE ALRM
-nonce=$2 status=137 forwarder= said=
-trap 'kill -9 -1; forwarder=; printf "\0%s 137\0" "$nonce"' USR2
+nonce=$2 forwarder= killed=
+trap 'kill -9 -1; killed=1 forwarder=; printf "\0%s 137\0" "$nonce"' USR2
 cd -- "$1" || { printf '\0%s 66\0' "$nonce"; exit 66; }
 exec 3<> <(:)
 forward() {
@@ -52,8 +53,11 @@ forward() {
   [ $status = 0 ] || exec cat >/dev/null 3>&-
 }
 hear() {
-  said=
-  while read -r -t "$1" -u 3 of said; do [ "$of" = "$2" ] && return; done
+  said= polls=0
+  while [ -z "$killed" ] && [ $polls -lt $1 ]; do
+    if read -r -t 0.1 -u 3 of said; then [ "$of" = "$number" ] && return
+    else polls=$((polls + 1)); fi
+  done
   said=
 }
 printf '\0%s 0\0' "$nonce"
@@ -61,25 +65,29 @@ exec 2>/dev/null
 failures=0
 while [ $failures -lt 100 ]; do
   # a signal can interrupt it
-  read -r next_number next_nonce || { failures=$((failures + 1)); continue; }
-  IFS= read -r -d '' text || continue
+  read -r next_number next_nonce num_bytes || { failures=$((failures + 1)); continue; }
+  # bash reads a pipe byte by byte; a head that is killed leaves the rest to it
+  text= rest= killed=
+  [ "$num_bytes" -lt 4096 ] || { text=$(head -c "$num_bytes"; printf x); text=${text%x}; }
+  IFS= read -r -d '' rest || continue
   failures=0
   if [ -n "$forwarder" ]; then
     kill -9 "$forwarder"
-    hear 0.2 "$number"
+    hear 2
   fi
   number=$next_number nonce=$next_nonce
   cd -- "$1" || cd /
   printf '\0%s begin\0' "$nonce"
   exec 5> >(forward)
-  hear 10 "$number"
+  hear 100
   forwarder=$said
   set -m
   (
     trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
     echo 500 >/proc/self/oom_score_adj
     exec </dev/null >&5 2>&1 3>&- 5>&-
-    exec bash -c "$text" bash
+    [ -z "$killed" ] || exit 137
+    exec bash -c "$text$rest" bash
   ) &
   set +m
   wait $!; status=$?
@@ -210,11 +218,14 @@ class EngineChannel:
             text = command.encode("utf-8", "replace").replace(b"\0", b"")
             try:
                 exit_code, timed_out = await self._run(
-                    f"{self._number} {nonce}\n".encode() + text + b"\0", expected, timeout_s
+                    b"%d %s %d\n%s\0" % (self._number, nonce.encode(), len(text), text),
+                    expected,
+                    timeout_s,
                 )
             except asyncio.CancelledError:
                 # Until it has ended, nothing else may begin.
-                await asyncio.shield(self._kill_until_ended(expected))
+                with suppress(SandboxError):
+                    await uninterrupted(self._kill_until_ended(expected))
                 raise
             finally:
                 self._expected = None
