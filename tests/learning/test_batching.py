@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_toys import CPU, batch_of, group, path_of, random_groups, rollout, turn
 
-from palestra.learning.training.batching import TrainingRow, microbatches, pack, training_rows
+from palestra.learning.training.batching import TrainingRow, microbatches, training_rows
+from palestra.learning.training.packing import common_prefix, pack, plan_packs
 from palestra.records import Outcome
 
 
@@ -103,6 +104,39 @@ def test_packing_loses_nothing_and_stays_within_bounds(lengths: list[int], max_t
         assert padded <= max_tokens or len(indices) == 1
 
 
+ROWS = st.lists(
+    st.tuples(st.sampled_from(["", "a", "b"]), st.lists(st.integers(0, 1), min_size=1, max_size=8)),
+    max_size=20,
+)
+
+
+@given(rows=ROWS, max_tokens=st.integers(1, 60))
+def test_plans_lose_nothing_and_share_only_what_is_the_same(
+    rows: list[tuple[str, list[int]]], max_tokens: int
+) -> None:
+    ids, groups = [ids for _, ids in rows], [group for group, _ in rows]
+    packs = plan_packs(ids, groups, max_tokens=max_tokens)
+    assert sorted(i for p in packs for i in p.rows) == list(range(len(rows)))
+    for p in packs:
+        assert len({tuple(ids[i][: p.num_shared]) for i in p.rows}) == 1
+        assert all(len(ids[i]) > p.num_shared for i in p.rows), "each row has an id of its own"
+        assert not p.num_shared or len({groups[i] for i in p.rows}) == 1
+        padded = p.num_shared + len(p.rows) * max(len(ids[i]) - p.num_shared for i in p.rows)
+        assert padded <= max_tokens or len(p.rows) == 1
+
+
+def test_common_prefix_by_hand() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 4]]) == 2
+    assert common_prefix([[1, 2], [1, 2]]) == 1, "one id is left to each"
+    assert common_prefix([[1], [2]]) == 0
+
+
+def test_a_prefix_that_saves_little_is_not_shared() -> None:
+    long = [list(range(n, n + 20)) for n in (100, 200)]
+    (pack_,) = plan_packs([[1, *long[0]], [1, *long[1]]], ["a", "a"], max_tokens=100)
+    assert pack_.num_shared == 0
+
+
 # --- tensors --------------------------------------------------------------------
 
 
@@ -111,7 +145,7 @@ def test_each_trained_id_is_predicted_from_the_position_before_it() -> None:
     short = row([(False, [11]), (True, [12])], advantage=-2.0)
     batch = batch_of([long, short])
     assert batch.ids_BT.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 0, 0, 0, 0]]
-    assert batch.positions_BT.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert batch.prefix_P.tolist() == []
     assert batch.target_ids_N.tolist() == [7, 8, 10, 12]
     predictors = batch.ids_BT.flatten()[batch.predictor_N]
     assert predictors.tolist() == [6, 7, 9, 11], "the id before each trained one"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ from training_toys import (
     path_of,
     random_groups,
     rollout,
+    sibling_groups,
     tiny_model,
     trainer_at,
     turn,
     weights,
 )
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Qwen3Model
 
 from palestra.config import CorrectionSection, ModelSection
 from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training import Trainer
 from palestra.learning.training.batching import TrainingRow, training_rows
+from palestra.learning.training.model import Policy
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
 EVERYTHING = CorrectionSection(mode="truncate", high=3.0, veto=0.0)
@@ -61,8 +64,11 @@ def plain_logprobs(model: Any, path: TokenPath) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.3])
-def test_gradients_are_those_of_the_formula(folder: Path, kl_coef: float) -> None:
-    groups = random_groups(5)
+@pytest.mark.parametrize("make_groups", [random_groups, sibling_groups])
+def test_gradients_are_those_of_the_formula(
+    folder: Path, make_groups: Callable[[int], list[Group]], kl_coef: float
+) -> None:
+    groups = make_groups(5)
     trainer = trainer_at(folder, kl_coef=kl_coef, correction=EVERYTHING)
     got = backward(trainer, groups)
     model = AutoModelForCausalLM.from_pretrained(folder).double()
@@ -93,6 +99,37 @@ def test_microbatches_and_padding_do_not_change_the_gradient(
     for name in whole:
         error = float((whole[name] - parts[name]).abs().max())
         assert error <= 1e-6, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("microbatch_tokens", [1, 40, 1000])
+def test_what_siblings_begin_with_is_computed_once_and_changes_nothing(
+    folder: Path, microbatch_tokens: int
+) -> None:
+    groups = sibling_groups(6)
+    alone = trainer_at(folder, microbatch_tokens=microbatch_tokens)
+    alone.policy.shares_prefixes = False
+    together = trainer_at(folder, microbatch_tokens=microbatch_tokens)
+    assert together.policy.shares_prefixes
+    rows = training_rows(groups, normalize_std=True, truncated="keep")
+    (minibatch,) = together._minibatches(rows)
+    assert all(len(batch.prefix_P) >= 12 for batch in minibatch)
+    plain, shared = backward(alone, groups), backward(together, groups)
+    for name in plain:
+        error = float((plain[name] - shared[name]).abs().max())
+        assert error <= 1e-6, f"{name}: {error}"
+    assert alone.train_step(groups) == pytest.approx(
+        together.train_step(groups), rel=1e-4, abs=1e-6
+    )
+
+
+def test_a_model_whose_cache_cannot_be_handed_on_shares_no_prefix(folder: Path) -> None:
+    class Forgetful(Qwen3Model):
+        def forward(self, *args: Any, past_key_values: Any = None, **kw: Any) -> Any:
+            return super().forward(*args, **kw)
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.__class__ = Forgetful
+    assert not Policy(model).shares_prefixes
 
 
 def test_metrics_do_not_depend_on_microbatches(folder: Path) -> None:

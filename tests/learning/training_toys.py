@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,32 @@ def random_groups(
         return rollout(name, Outcome.SOLVED if index % 2 else Outcome.UNSOLVED, turns)
 
     return [group(*(one(f"{seed}-{g}-{i}", i) for i in range(size))) for g in range(num_groups)]
+
+
+def sibling_groups(
+    seed: int, *, num_groups: int = 2, size: int = 4, num_common: int = 12
+) -> list[Group]:
+    """Groups whose rollouts begin alike: the prompt, the whole first turn, part of the second."""
+    rng = random.Random(seed)
+
+    def ids(n: int) -> list[int]:
+        return [rng.randrange(VOCAB) for _ in range(n)]
+
+    def one(name: str, index: int, common: list[int]) -> Rollout:
+        own = ids(rng.randint(1, 7))
+        first = turn(0, common[:6], common[6:9], [-rng.uniform(2.5, 4.0) for _ in range(3)])
+        sampled = [*common[10:], *own]
+        logprobs = [-rng.uniform(2.5, 4.0) for _ in sampled]
+        second = turn(1, common[9:10], sampled, logprobs, parent=0)
+        outcome = Outcome.SOLVED if index % 3 else Outcome.UNSOLVED
+        return rollout(name, outcome, [first, second])
+
+    made = []
+    for g in range(num_groups):
+        common = ids(num_common)
+        rollouts = tuple(one(f"{seed}-{g}-{i}", i, common) for i in range(size))
+        made.append(dataclasses.replace(group(*rollouts), group_id=f"group-{g}"))
+    return made
 
 
 def batch_of(rows: Sequence[TrainingRow]) -> Microbatch:

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from palestra.learning.training.advantages import group_advantages
+from palestra.learning.training.packing import plan_packs
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
 _PADDING_ID = 0  # never read: padding stands to the right, where causality hides it
@@ -22,9 +23,13 @@ _PADDING_ID = 0  # never read: padding stands to the right, where causality hide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRow:
-    """One path of one rollout with the rollout's advantage; at least one id is trainable."""
+    """One path of one rollout with the rollout's advantage; at least one id is trainable.
+
+    Neighbouring rows of one ``group_id`` may share the work on the ids that they begin with.
+    """
 
     rollout_id: str
+    group_id: str = ""
     path: TokenPath
     advantage: float
 
@@ -49,13 +54,14 @@ class TrainingRow:
 class Microbatch:
     """Rows of one forward and backward pass, padded on the right.
 
-    Shapes: B rows, T positions, N trained ids in row-major order.
+    Shapes: P ids that all rows begin with (often none), B rows of T more, N trained ids in
+    row-major order.
     """
 
+    prefix_P: torch.Tensor
     ids_BT: torch.Tensor
-    positions_BT: torch.Tensor
     predictor_N: torch.Tensor
-    """Where in the flattened [B * T] positions each trained id is predicted."""
+    """Where each trained id is predicted in the [P + B * T] states, the prefix's first."""
     target_ids_N: torch.Tensor
     temperatures_N: torch.Tensor
     rollout_logprobs_N: torch.Tensor
@@ -89,47 +95,48 @@ def training_rows(
         for rollout, advantage in zip(group.rollouts, advantages_G, strict=True):
             masked = truncated == "mask" and rollout.episode.outcome is Outcome.TRUNCATED
             if advantage is not None and not masked:
-                rows.extend(_rows_of(rollout, advantage))
+                rows.extend(_rows_of(group.group_id, rollout, advantage))
     return tuple(rows)
 
 
-def _rows_of(rollout: Rollout, advantage: float) -> Iterable[TrainingRow]:
+def _rows_of(group_id: str, rollout: Rollout, advantage: float) -> Iterable[TrainingRow]:
     return (
-        TrainingRow(rollout_id=rollout.rollout_id, path=path, advantage=advantage)
+        TrainingRow(
+            rollout_id=rollout.rollout_id, group_id=group_id, path=path, advantage=advantage
+        )
         for path in rollout.trace.paths()
         if any(path.trainable)
     )
 
 
-def pack(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
-    """Cut rows into microbatches of at most ``max_tokens`` padded ids, longest rows first.
-
-    A row that is longer than ``max_tokens`` has a microbatch of its own.
-
-    Returns:
-        Indices into ``lengths``, each exactly once.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches: list[list[int]] = []
-    for index in order:
-        # The first row of a microbatch is its longest, so it sets the padded width.
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def microbatches(
-    rows: Sequence[tuple[int, TrainingRow]], *, max_tokens: int, device: torch.device
+    rows: Sequence[tuple[int, TrainingRow]],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    share_prefixes: bool = True,
 ) -> list[Microbatch]:
-    """Pack and collate rows, each given with its number in the whole batch."""
-    packs = pack([row.num_ids for _, row in rows], max_tokens=max_tokens)
-    return [collate([rows[i] for i in indices], device=device) for indices in packs]
+    """Pack and collate rows, each given with its number in the whole batch.
+
+    Args:
+        rows: in an order that keeps groups together.
+        max_tokens: padded ids of one microbatch.
+        device: where the tensors go.
+        share_prefixes: whether the model can go on from a prefix that several rows share.
+    """
+    packs = plan_packs(
+        [row.path.ids for _, row in rows],
+        [row.group_id if share_prefixes else "" for _, row in rows],
+        max_tokens=max_tokens,
+    )
+    return [
+        collate([rows[i] for i in pack.rows], num_shared=pack.num_shared, device=device)
+        for pack in packs
+    ]
 
 
 def collate(
-    numbered_rows: Sequence[tuple[int, TrainingRow]], *, device: torch.device
+    numbered_rows: Sequence[tuple[int, TrainingRow]], *, num_shared: int = 0, device: torch.device
 ) -> Microbatch:
     """Pad rows and gather what is known of each trained id.
 
@@ -138,13 +145,20 @@ def collate(
 
     Args:
         numbered_rows: at least one row, each with its number in the whole batch.
+        num_shared: how many first ids are the same in all rows; fewer than any row has.
         device: where the tensors go.
     """
     rows = [row for _, row in numbered_rows]
-    width = max(row.num_ids for row in rows)
-    ids_BT = [[*row.path.ids, *[_PADDING_ID] * (width - row.num_ids)] for row in rows]
+    width = max(row.num_ids for row in rows) - num_shared
+    ids_BT = [
+        [*row.path.ids[num_shared:], *[_PADDING_ID] * (width + num_shared - row.num_ids)]
+        for row in rows
+    ]
     # (row in this microbatch, position) of each trained id.
     trained = [(b, t) for b, row in enumerate(rows) for t in _trainable_positions(row.path)]
+
+    def predictor(b: int, t: int) -> int:
+        return t - 1 if t <= num_shared else num_shared + b * width + t - 1 - num_shared
 
     def floats(values: Iterable[float]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.float32, device=device)
@@ -153,9 +167,9 @@ def collate(
         return torch.tensor(list(values), dtype=torch.int64, device=device)
 
     return Microbatch(
+        prefix_P=integers(rows[0].path.ids[:num_shared]),
         ids_BT=torch.tensor(ids_BT, dtype=torch.int64, device=device),
-        positions_BT=torch.arange(width, device=device).expand(len(rows), width),
-        predictor_N=integers(b * width + t - 1 for b, t in trained),
+        predictor_N=integers(predictor(b, t) for b, t in trained),
         target_ids_N=integers(rows[b].path.ids[t] for b, t in trained),
         temperatures_N=floats(_scale(rows[b].path.temperatures[t]) for b, t in trained),
         rollout_logprobs_N=floats(rows[b].path.logprobs[t] for b, t in trained),

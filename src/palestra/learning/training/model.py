@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from palestra.config import ModelSection
@@ -37,6 +37,9 @@ class Policy:
         model: a Hugging Face causal language model whose logits are its output
             embedding applied to its last hidden state.
 
+    Attributes:
+        shares_prefixes: whether rows may go on from a prefix that was computed once.
+
     Raises:
         ConfigError: the logits are something else (soft caps, logit scales), which the
             chunked log-probabilities would miss.
@@ -44,6 +47,7 @@ class Policy:
 
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
+        self.shares_prefixes = _shares_prefixes(model)
         _check_head(model)
 
     @classmethod
@@ -70,12 +74,10 @@ class Policy:
 
     def score(self, batch: Microbatch) -> TokenLogprobs:
         """Score the trained ids of a microbatch at the temperatures they were sampled at."""
-        hidden_BTH = self.model.base_model(
-            input_ids=batch.ids_BT, position_ids=batch.positions_BT, use_cache=False
-        ).last_hidden_state
+        hidden_SH = _states(self.model, batch.prefix_P, batch.ids_BT)
         head = self.model.get_output_embeddings()
         return token_logprobs(
-            hidden_BTH.flatten(0, 1)[batch.predictor_N],
+            hidden_SH[batch.predictor_N],
             head,
             target_ids_N=batch.target_ids_N,
             temperatures_N=batch.temperatures_N,
@@ -112,6 +114,46 @@ class Policy:
             self.model.load_state_dict(weights, strict=True)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"cannot read weights from {folder}: {_line(error)}") from error
+
+
+def _states(model: Any, prefix_P: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [P + B * T, H]: of the prefix, then of what each row adds to it.
+
+    Gradients flow from every row through the prefix's keys and values.
+    """
+    num_shared, (num_rows, width) = len(prefix_P), ids_BT.shape
+    positions_T = torch.arange(num_shared, num_shared + width, device=ids_BT.device)
+    positions_BT = positions_T.expand(num_rows, width)
+    if not num_shared:
+        states_BTH = model.base_model(
+            input_ids=ids_BT, position_ids=positions_BT, use_cache=False
+        ).last_hidden_state
+        return cast("torch.Tensor", states_BTH.flatten(0, 1))
+    cache = DynamicCache(config=model.config)
+    prefix_1PH = model.base_model(
+        input_ids=prefix_P[None],
+        position_ids=torch.arange(num_shared, device=ids_BT.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    cache.batch_repeat_interleave(num_rows)
+    states_BTH = model.base_model(
+        input_ids=ids_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return torch.cat([prefix_1PH[0], states_BTH.flatten(0, 1)])
+
+
+def _shares_prefixes(model: Any) -> bool:
+    """Try it: caches of other kinds (linear attention, recurrences) cannot be handed on so."""
+    row_T = torch.tensor([0, 1, 0], device=model.device)
+    try:
+        with torch.no_grad():
+            whole_SH = _states(model, row_T[:0], row_T[None]).float()
+            shared_SH = _states(model, row_T[:1], row_T[None, 1:].expand(2, 2)).float()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    again_SH = torch.cat([whole_SH, whole_SH[1:]])
+    return torch.allclose(shared_SH, again_SH, rtol=2e-2, atol=2e-2)
 
 
 def choose_device(name: str) -> torch.device:

@@ -160,6 +160,7 @@ class Trainer:
                 [(number, rows[number]) for number in sorted(order[part::num_parts])],
                 max_tokens=self._section.microbatch_tokens,
                 device=self.policy.device,
+                share_prefixes=self.policy.shares_prefixes,
             )
             for part in range(num_parts)
         ]
