@@ -31,9 +31,9 @@ CHAT_TEMPLATE = (
 
 # Words, digits, operators and runs of blanks never share an id with what stands
 # beside them (a word does not swallow the blank before it), so a word, a line or
-# an operator has the same ids wherever it is copied to.
+# an operator has the same ids wherever it is copied to. Identifiers are words.
 PIECES = (
-    r"\p{L}+|\p{N}|\r?\n|[^\S\r\n]+"
+    r"[\p{L}_]+|\p{N}|\r?\n|[^\S\r\n]+"
     r"|```|\*\*=|//=|<<=|>>=|[=!<>+\-*/%&|^@:]=|\*\*|//|<<|>>|->|&&|\|\|"
     r"|[^\s\p{L}\p{N}]|\r"
 )

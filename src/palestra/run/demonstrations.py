@@ -9,14 +9,16 @@ from palestra.records import Task
 from palestra.tasks.katas import demonstration
 
 
-def teacher(tasks: Sequence[Task]) -> Callable[[str], str]:
+def teacher(
+    tasks: Sequence[Task], script_of: Callable[[Task], Sequence[str]] = demonstration
+) -> Callable[[str], str]:
     """A scripted policy: prompt text in, the next assistant text of its task's script out.
 
-    The task is known by its statement and the turn by how much of the script
-    the conversation already holds, so the teacher keeps no state.
+    ``script_of`` gives the commands for a task. The task is known by its statement and the
+    turn by how much of the script the conversation already holds, so the teacher keeps no state.
     """
     scripts: Mapping[str, tuple[str, ...]] = {
-        task.problem_statement.strip(): tuple(map(as_action, demonstration(task))) for task in tasks
+        task.problem_statement.strip(): tuple(map(as_action, script_of(task))) for task in tasks
     }
 
     def reply(prompt: str) -> str:

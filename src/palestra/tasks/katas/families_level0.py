@@ -12,7 +12,7 @@ WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
+class Shape:
     """The expression around an operator ``$op``, and what it means with the word ``$word``."""
 
     name: str
@@ -22,7 +22,7 @@ class _Shape:
     inputs: Callable[[Draw, Mapping[str, int]], Arguments]
 
 
-_SLOTS = {
+SLOTS = {
     "a": "width hours left first base price weight",
     "b": "height rate right second other count length",
     "c": "extra bonus more third",
@@ -60,42 +60,40 @@ def _list_and_one(draw: Draw, _: Mapping[str, int]) -> Arguments:
     return ([_small(draw) for _ in range(draw.number(0, 3))], _small(draw))
 
 
-_TRAIN_SHAPES = (
-    _Shape(
-        name="two", parameters="$a, $b", expression="$a $op $b", doc="$a $word $b.", inputs=_two
-    ),
-    _Shape(
+TRAIN_SHAPES = (
+    Shape(name="two", parameters="$a, $b", expression="$a $op $b", doc="$a $word $b.", inputs=_two),
+    Shape(
         name="size",
         parameters="$a, $b",
         expression="abs($a $op $b)",
         doc="$a $word $b, without the sign.",
         inputs=_two,
     ),
-    _Shape(
+    Shape(
         name="constant", parameters="$a", expression="$k $op $a", doc="$k $word $a.", inputs=_one
     ),
-    _Shape(
+    Shape(
         name="each",
         parameters="$xs",
         expression="[$x $op $k for $x in $xs]",
         doc="Every one of $xs $word $k.",
         inputs=_list,
     ),
-    _Shape(
+    Shape(
         name="greater",
         parameters="$a, $b, $c",
         expression="max($a, $b) $op $c",
         doc="The greater of $a and $b, $word $c.",
         inputs=_three,
     ),
-    _Shape(
+    Shape(
         name="sum",
         parameters="$xs, $c",
         expression="sum($xs) $op $c",
         doc="The sum of $xs, $word $c.",
         inputs=_list_and_one,
     ),
-    _Shape(
+    Shape(
         name="half",
         parameters="$a, $b",
         expression="($a $op $b) // 2",
@@ -104,35 +102,35 @@ _TRAIN_SHAPES = (
     ),
 )
 _HELDOUT_SHAPES = (
-    _Shape(
+    Shape(
         name="smaller",
         parameters="$a, $b, $c",
         expression="min($a, $b) $op $c",
         doc="The smaller of $a and $b, $word $c.",
         inputs=_three,
     ),
-    _Shape(
+    Shape(
         name="negative",
         parameters="$a, $b",
         expression="-($a $op $b)",
         doc="The negative of $a $word $b.",
         inputs=_two,
     ),
-    _Shape(
+    Shape(
         name="count",
         parameters="$xs, $c",
         expression="len($xs) $op $c",
         doc="The number of $xs, $word $c.",
         inputs=_list_and_one,
     ),
-    _Shape(
+    Shape(
         name="square",
         parameters="$a, $b",
         expression="pow($a $op $b, 2)",
         doc="The square of $a $word $b.",
         inputs=_two,
     ),
-    _Shape(
+    Shape(
         name="ends",
         parameters="$xs",
         expression="$xs[0] $op $xs[-1]",
@@ -140,7 +138,7 @@ _HELDOUT_SHAPES = (
         inputs=_pair,
     ),
 )
-_TRAIN_NAMES = {
+TRAIN_NAMES = {
     "+": "total add_up combined together",
     "-": "rest remaining left_over reduced",
     "*": "area product cost multiplied",
@@ -152,7 +150,7 @@ _HELDOUT_NAMES = {
 }
 
 
-def _family(shape: _Shape, op: str, names: Mapping[str, str], split: str) -> Family:
+def _family(shape: Shape, op: str, names: Mapping[str, str], split: str) -> Family:
     expression = shape.expression.replace("$op", op)
     spaced = f" {op} "
     return Family(
@@ -160,7 +158,7 @@ def _family(shape: _Shape, op: str, names: Mapping[str, str], split: str) -> Fam
         names=names[op],
         doc=shape.doc.replace("$word", WORDS[op]),
         source=f"def $f({shape.parameters}):\n    return {expression}\n",
-        slots={slot: words for slot, words in _SLOTS.items() if _uses(shape, slot)},
+        slots={slot: words for slot, words in SLOTS.items() if _uses(shape, slot)},
         bugs=tuple(
             Bug(kind="operator_swap", right=spaced, wrong=f" {other} ", tier=0)
             for other in WORDS
@@ -171,13 +169,13 @@ def _family(shape: _Shape, op: str, names: Mapping[str, str], split: str) -> Fam
     )
 
 
-def _uses(shape: _Shape, slot: str) -> bool:
+def _uses(shape: Shape, slot: str) -> bool:
     words = (shape.parameters + " " + shape.expression).replace(",", " ").split()
     return any(word.strip("()[]-").split("[")[0].endswith("$" + slot) for word in words)
 
 
 TRAIN_LEVEL0 = tuple(
-    _family(shape, op, _TRAIN_NAMES, "train") for shape in _TRAIN_SHAPES for op in WORDS
+    _family(shape, op, TRAIN_NAMES, "train") for shape in TRAIN_SHAPES for op in WORDS
 )
 HELDOUT_LEVEL0 = tuple(
     _family(shape, op, _HELDOUT_NAMES, "heldout") for shape in _HELDOUT_SHAPES for op in WORDS

@@ -1,0 +1,119 @@
+"""The demo policy's practice: what it is pretrained on is what an episode would show it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from demo_policy.corpus import answers, build, conversation, practice_texts
+
+from palestra.config import AgentSection, EnvironmentSection, Recipe, SamplingSection
+from palestra.environment.agents.choose import make_agent
+from palestra.environment.agents.protocol import ModelEndpoint
+from palestra.environment.episode import EpisodeRunner
+from palestra.environment.grading.runner import SandboxGrader
+from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
+from palestra.environment.sandboxes.protocol import SandboxLimits
+from palestra.learning.rollouts.collector import RolloutCollector
+from palestra.learning.rollouts.gateway_client import GatewayClient
+from palestra.policy.engines.scripted import ScriptedEngine
+from palestra.policy.tiny import make_tiny_model
+from palestra.records import EpisodeResult, Outcome, Task
+from palestra.run.demonstrations import teacher
+from palestra.run.policy import load_tokenizer, serving
+from palestra.tasks.katas import KataSpec, generate_rows
+from palestra.tasks.katas.blind import blind_demonstration
+from palestra.tasks.katas.draw import Draw
+from palestra.tasks.katas.practice import draw_practice
+from palestra.tasks.source import load_tasks
+
+
+class World:
+    def __init__(self, runner: EpisodeRunner) -> None:
+        self._runner = runner
+
+    async def run(
+        self, task: Task, *, sglang_url: str, sampling: SamplingSection, idempotency_key: str
+    ) -> EpisodeResult:
+        return await self._runner.run(task, ModelEndpoint(base_url=sglang_url, model="policy"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return make_tiny_model(folder, texts=practice_texts(0, 200), num_layers=1, hidden_size=16)
+
+
+def blind(task: Task) -> tuple[str, ...]:
+    (file,) = task.files
+    return blind_demonstration(file.path, file.text, Draw(f"blind {task.instance_id}"))
+
+
+async def test_a_practice_conversation_has_the_ids_of_a_real_episode(
+    tmp_path: Path, model: Path
+) -> None:
+    tokenizer = load_tokenizer(model)
+    tasks = load_tasks("katas:train?seed=3&n=6&level=0")
+    limits, section = SandboxLimits(), EnvironmentSection()
+    backend = BubblewrapBackend(store=None, state_dir=tmp_path / "state")
+    agent = make_agent(AgentSection(prompt="kata"), step_timeout_s=30, time_limit_s=60)
+    grader = SandboxGrader(backend, limits, eval_timeout_s=60)
+    engine = ScriptedEngine(
+        lambda text: tokenizer.encode(text, add_special_tokens=False),
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        teacher(tasks, blind),
+        stop_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    )
+    async with (
+        serving(engine, tokenizer, Recipe(), name="policy") as url,
+        GatewayClient(url) as gateway,
+    ):
+        collector = RolloutCollector(
+            World(EpisodeRunner(backend, agent, grader, section, limits)),
+            gateway,
+            sampling=SamplingSection(),
+        )
+        rollouts = [await collector.collect(task, f"r-{n}") for n, task in enumerate(tasks)]
+    opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for task, rollout in zip(tasks, rollouts, strict=True):
+        assert rollout.episode.outcome in (Outcome.SOLVED, Outcome.UNSOLVED), rollout.episode.error
+        assert rollout.episode.patch, "the edit changed nothing"
+        text = conversation(task.problem_statement, (task.files[0].text, ""), blind(task))
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        (path,) = rollout.trace.paths()
+        assert tokenizer.decode(path.ids) == tokenizer.decode(ids)
+        assert list(path.ids) == ids
+        assert list(path.trainable) == answers(ids, opening, end)
+
+
+def test_blind_edits_solve_a_minority() -> None:
+    solved = Counter[bool]()
+    for row in generate_rows(KataSpec(split="heldout", num_tasks=300, levels=(0,))):
+        (file,) = row["files"]
+        edits = [
+            blind_demonstration(file["path"], file["text"], Draw(f"{row['instance_id']} {n}"))[1]
+            for n in range(4)
+        ]
+        fixed = next(line[1:] for line in row["patch"].splitlines() if line.startswith("+    "))
+        solved.update(fixed.removeprefix("    return ") in edit.split("|") for edit in edits)
+    assert 0.2 < solved[True] / solved.total() < 0.35
+
+
+def test_practice_never_shows_a_word_of_the_heldout_split() -> None:
+    words = {"joined", "stretched", "trimmed", "smaller", "negative", "square"}
+    texts = " ".join(draw_practice(Draw(f"p{n}")).text for n in range(500))
+    assert not words & set(texts.replace("(", " ").split())
+
+
+def test_a_corpus_is_the_same_for_any_number_of_processes(model: Path) -> None:
+    one, two = (
+        build(str(model / "tokenizer.json"), seed=5, num=50, num_processes=n) for n in (1, 2)
+    )
+    assert (one.ids == two.ids).all()
+    assert (one.is_answer == two.is_answer).all()
+    assert one.starts[-1] == len(one.ids)
+    assert all(one.is_answer[end - 1] for end in one.starts[1:]), (
+        "the last id closes the last answer"
+    )

@@ -1,0 +1,131 @@
+"""Practice conversations as ids: what mini-swe-agent, the shell and the policy would say.
+
+Nothing is run: the observations are known, since a file is shown and an edit is silent.
+``tests/tools/test_demo_policy.py`` holds these ids against those of a real episode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from palestra.environment.agents.prompt_set import PromptSet, load_prompt_set
+from palestra.run.demonstrations import as_action
+from palestra.tasks.katas.blind import blind_demonstration
+from palestra.tasks.katas.draw import Draw
+from palestra.tasks.katas.practice import draw_practice
+
+PROMPT_SET = "kata"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+_PART = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """Conversations end to end: ``ids`` of all, ``starts`` of each, and which ids are answers."""
+
+    ids: NDArray[np.uint16]
+    is_answer: NDArray[np.bool_]
+    starts: NDArray[np.int64]  # one more than there are conversations
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Ids of each conversation."""
+        return np.diff(self.starts)
+
+
+def conversation(statement: str, outputs: Sequence[str], commands: Sequence[str]) -> str:
+    """A whole conversation as ChatML text, from the system prompt to the last answer.
+
+    Args:
+        statement: of the task.
+        outputs: of all commands but the last; all succeed.
+        commands: one in each answer.
+    """
+    prompts = load_prompt_set(PROMPT_SET)
+    return _chatml(prompts, statement, outputs, commands)
+
+
+def practice_conversation(name: str, prompts: PromptSet) -> str:
+    """The conversation that is drawn from the stream ``name``."""
+    draw = Draw(name)
+    practice = draw_practice(draw)
+    commands = blind_demonstration(practice.path, practice.text, draw)
+    return _chatml(prompts, practice.problem_statement, (practice.text, ""), commands)
+
+
+def practice_texts(seed: int, num: int) -> Iterator[str]:
+    """``num`` practice conversations."""
+    prompts = load_prompt_set(PROMPT_SET)
+    return (practice_conversation(f"practice {seed} {n}", prompts) for n in range(num))
+
+
+def build(tokenizer_file: str, *, seed: int, num: int, num_processes: int) -> Corpus:
+    """Draw and encode ``num`` conversations; the number of processes changes nothing."""
+    parts = [
+        (tokenizer_file, seed, first, min(first + _PART, num)) for first in range(0, num, _PART)
+    ]
+    # Spawned: torch's threads do not survive a fork.
+    with get_context("spawn").Pool(num_processes) as pool:
+        done = pool.map(_encode_part, parts, chunksize=1)
+    lengths = np.concatenate([part[2] for part in done])
+    return Corpus(
+        ids=np.concatenate([part[0] for part in done]),
+        is_answer=np.concatenate([part[1] for part in done]),
+        starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+    )
+
+
+def answers(ids: Sequence[int], opening: Sequence[int], end: int) -> list[bool]:
+    """Which ids the policy would have sampled: from after ``opening`` to ``end``, included."""
+    flags, inside, n = [], False, len(opening)
+    for position, token in enumerate(ids):
+        flags.append(inside)
+        if token == end:
+            inside = False
+        elif list(ids[position + 1 - n : position + 1]) == list(opening):
+            inside = True
+    return flags
+
+
+def _chatml(
+    prompts: PromptSet, statement: str, outputs: Sequence[str], commands: Sequence[str]
+) -> str:
+    texts = [
+        _block("system", prompts.render(prompts.system_template, {})),
+        _block("user", prompts.render(prompts.instance_template, {"task": statement})),
+    ]
+    for command, output in zip(commands[:-1], outputs, strict=True):
+        told = {"output": output, "returncode": 0, "exception_info": ""}
+        texts.append(_block("assistant", as_action(command)))
+        texts.append(_block("user", prompts.render(prompts.observation_template, {"output": told})))
+    texts.append(f"{IM_START}assistant\n{as_action(commands[-1])}{IM_END}")
+    return "".join(texts)
+
+
+def _block(role: str, content: str) -> str:
+    return f"{IM_START}{role}\n{content}{IM_END}\n"
+
+
+def _encode_part(
+    part: tuple[str, int, int, int],
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_], NDArray[np.int64]]:
+    from tokenizers import Tokenizer
+
+    path, seed, first, last = part
+    tokenizer: Any = Tokenizer.from_file(path)
+    prompts = load_prompt_set(PROMPT_SET)
+    opening = tokenizer.encode(f"{IM_START}assistant\n", add_special_tokens=False).ids
+    end = tokenizer.token_to_id(IM_END)
+    texts = [practice_conversation(f"practice {seed} {n}", prompts) for n in range(first, last)]
+    encoded = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return (
+        np.fromiter((i for ids in encoded for i in ids), dtype=np.uint16),
+        np.fromiter((a for ids in encoded for a in answers(ids, opening, end)), dtype=np.bool_),
+        np.array([len(ids) for ids in encoded], dtype=np.int64),
+    )
