@@ -105,7 +105,8 @@ class ModelSection(Section):
 
     path: str = Field(
         "tiny",
-        description="Hugging Face folder or hub name; tiny or tiny?hidden_size=N: a random one.",
+        description="Hugging Face folder or hub name; demo: the policy that comes along; "
+        "tiny or tiny?hidden_size=N: a random one.",
     )
     renderer: str = Field(
         "chatml", description="chatml (ours), or the name of a renderer of the renderers package."

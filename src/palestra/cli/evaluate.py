@@ -39,7 +39,7 @@ def evaluate(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Its name; without --base-url, a Hugging Face folder to serve."),
+        typer.Option(help="Its name; without --base-url, a Hugging Face folder to serve, or demo."),
     ] = None,
     api_key: Annotated[
         str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key of the endpoint.")
@@ -91,23 +91,23 @@ def evaluate(
         else None
     )
     job = _Job(recipe=recipe, tasks=loaded, attempts=attempts, concurrency=concurrency, out=out)
-    folder = Path(model) if model and not base_url else None
-    report = run_cancellable(_evaluate(job, endpoint, folder, sampling), stopping="stopping")
+    ours = None if base_url else model
+    report = run_cancellable(_evaluate(job, endpoint, ours, sampling), stopping="stopping")
     _print(report, as_json=as_json)
     if any(e.outcome is Outcome.INFRA_ERROR for e in report.episodes):
         raise typer.Exit(1)
 
 
 async def _evaluate(
-    job: _Job, endpoint: ModelEndpoint | None, folder: Path | None, sampling: dict[str, Any]
+    job: _Job, endpoint: ModelEndpoint | None, served: str | None, sampling: dict[str, Any]
 ) -> EvaluationReport:
     solved = 0
 
     async with AsyncExitStack() as stack:
         runner = await open_world(job.recipe, on_choice=lambda choice: say(choice.describe()))
-        if folder is not None:
-            served = await stack.enter_async_context(model_endpoint(folder, job.recipe))
-            endpoint = replace(served, sampling=sampling)
+        if served is not None:
+            ours = await stack.enter_async_context(model_endpoint(served, job.recipe))
+            endpoint = replace(ours, sampling=sampling)
         counter = stack.enter_context(Counter("episodes", len(job.tasks) * job.attempts))
 
         def on_episode(episode: EpisodeResult) -> None:

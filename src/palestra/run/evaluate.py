@@ -105,10 +105,15 @@ async def run_episodes(
 
 
 @asynccontextmanager
-async def model_endpoint(folder: Path, recipe: Recipe) -> AsyncIterator[ModelEndpoint]:
-    """Serve a Hugging Face folder (a checkpoint) with the local engine, for one evaluation."""
-    from palestra.run.policy import load_tokenizer, local_engine, serving
+async def model_endpoint(name: str, recipe: Recipe) -> AsyncIterator[ModelEndpoint]:
+    """Serve a model (a checkpoint's folder, ``demo``) with the local engine, for one evaluation.
 
+    Raises:
+        ConfigError: there is no such model.
+    """
+    from palestra.run.policy import find_model, load_tokenizer, local_engine, serving
+
+    folder = find_model(name)
     async with (
         local_engine(folder, recipe) as engine,
         serving(engine, load_tokenizer(folder), recipe, name=folder.name) as url,

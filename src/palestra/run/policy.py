@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -19,6 +20,7 @@ from palestra.records import SamplingParams, Task
 from palestra.tasks.katas import demonstration
 
 TINY = "tiny"
+DEMO = "demo"
 SIZES = {"hidden_size", "num_layers", "vocab_size"}
 
 
@@ -33,12 +35,23 @@ def model_folder(section: ModelSection, start: Path, tasks: Iterable[Task], seed
         if not (start / "config.json").exists():
             make_tiny_model(start, texts=_texts(tasks), seed=seed, **_sizes(query))
         return start
-    folder = Path(section.path).expanduser()
+    return find_model(section.path)
+
+
+def find_model(name: str) -> Path:
+    """The Hugging Face folder of a model: a folder, the demo policy, or one of the hub.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or section.path.startswith("."):
-        raise ConfigError(f"model.path: there is no folder {section.path}")
-    return _from_hub(section.path)
+    if name == DEMO:
+        return Path(str(files("palestra.policy") / "demo_policy"))
+    if folder.is_absolute() or name.startswith("."):
+        raise ConfigError(f"model.path: there is no folder {name}")
+    return _from_hub(name)
 
 
 def local_engine(folder: Path, recipe: Recipe) -> LocalEngine:
