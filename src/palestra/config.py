@@ -78,6 +78,10 @@ class EnvironmentSection(Section):
     start_timeout_s: float = Field(120, gt=0, description="Seconds to start a sandbox.")
     step_timeout_s: float = Field(600, gt=0, description="Seconds that one command may take.")
     eval_timeout_s: float = Field(1800, gt=0, description="Seconds that the hidden tests may take.")
+    reuse_verdicts: bool = Field(
+        False,
+        description="Grade equal patches of one task once; only where tests never flake.",
+    )
     episode_timeout_s: float = Field(
         3600, gt=0, description="Wall-clock seconds that the agent may work on one task."
     )

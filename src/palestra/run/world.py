@@ -7,6 +7,8 @@ from collections.abc import Callable
 from palestra.config import Recipe
 from palestra.environment.agents.choose import make_agent
 from palestra.environment.episode import EpisodeRunner
+from palestra.environment.grading.protocol import Grader
+from palestra.environment.grading.reuse import ReusingGrader
 from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.choose import Choice, choose_backend
 from palestra.environment.sandboxes.protocol import SandboxLimits
@@ -45,5 +47,9 @@ async def open_world(
         num_pids=recipe.sandbox.num_pids,
         disk_bytes=recipe.sandbox.disk_mb << 20,
     )
-    grader = SandboxGrader(backend, limits, eval_timeout_s=recipe.environment.eval_timeout_s)
+    grader: Grader = SandboxGrader(
+        backend, limits, eval_timeout_s=recipe.environment.eval_timeout_s
+    )
+    if recipe.environment.reuse_verdicts:
+        grader = ReusingGrader(grader)
     return EpisodeRunner(backend, agent, grader, recipe.environment, limits, events=events)
