@@ -114,11 +114,11 @@ ROWS = st.lists(
 def test_plans_lose_nothing_and_share_only_what_is_the_same(
     rows: list[tuple[str, list[int]]], max_tokens: int
 ) -> None:
-    ids, groups = [ids for _, ids in rows], [group for group, _ in rows]
+    ids, groups = [tuple(ids) for _, ids in rows], [group for group, _ in rows]
     packs = plan_packs(ids, groups, max_tokens=max_tokens)
     assert sorted(i for p in packs for i in p.rows) == list(range(len(rows)))
     for p in packs:
-        assert len({tuple(ids[i][: p.num_shared]) for i in p.rows}) == 1
+        assert len({ids[i][: p.num_shared] for i in p.rows}) == 1
         assert all(len(ids[i]) > p.num_shared for i in p.rows), "each row has an id of its own"
         assert not p.num_shared or len({groups[i] for i in p.rows}) == 1
         padded = p.num_shared + len(p.rows) * max(len(ids[i]) - p.num_shared for i in p.rows)
@@ -126,14 +126,14 @@ def test_plans_lose_nothing_and_share_only_what_is_the_same(
 
 
 def test_common_prefix_by_hand() -> None:
-    assert common_prefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 4]]) == 2
-    assert common_prefix([[1, 2], [1, 2]]) == 1, "one id is left to each"
-    assert common_prefix([[1], [2]]) == 0
+    assert common_prefix([(1, 2, 3), (1, 2, 4), (1, 2, 3, 4)]) == 2
+    assert common_prefix([(1, 2), (1, 2)]) == 1, "one id is left to each"
+    assert common_prefix([(1,), (2,)]) == 0
 
 
 def test_a_prefix_that_saves_little_is_not_shared() -> None:
     long = [list(range(n, n + 20)) for n in (100, 200)]
-    (pack_,) = plan_packs([[1, *long[0]], [1, *long[1]]], ["a", "a"], max_tokens=100)
+    (pack_,) = plan_packs([(1, *long[0]), (1, *long[1])], ["a", "a"], max_tokens=100)
     assert pack_.num_shared == 0
 
 

@@ -24,7 +24,7 @@ class Pack:
 
 
 def plan_packs(
-    ids: Sequence[Sequence[int]], groups: Sequence[str], *, max_tokens: int
+    ids: Sequence[tuple[int, ...]], groups: Sequence[str], *, max_tokens: int
 ) -> list[Pack]:
     """Cut rows into microbatches of at most ``max_tokens`` padded ids.
 
@@ -53,7 +53,7 @@ def plan_packs(
     return packs + [Pack(rows=tuple(alone[i] for i in rest)) for rest in rests]
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
     """How many first ids are the same in all rows; each row keeps at least one for itself."""
     first, last = min(rows), max(rows)  # what these two share, all between them share
     longest = min(map(len, rows)) - 1
