@@ -200,7 +200,9 @@ class TrainingSection(Section):
 
     steps: int = Field(100, ge=0, description="Optimizer steps of the whole run.")
     minibatches: int = Field(
-        1, gt=0, description="Optimizer steps that a batch is cut into; the clip acts from 2."
+        1,
+        gt=0,
+        description="Optimizer steps that a batch is cut into, by groups; the clip acts from 2.",
     )
     lr: float = Field(1e-6, gt=0, description="Peak learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")

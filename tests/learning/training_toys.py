@@ -152,7 +152,12 @@ def random_groups(
             turns.append(turn(number, ids(1, 6), sampled, logprobs, parent=parent, version=version))
         return rollout(name, Outcome.SOLVED if index % 2 else Outcome.UNSOLVED, turns)
 
-    return [group(*(one(f"{seed}-{g}-{i}", i) for i in range(size))) for g in range(num_groups)]
+    return [
+        dataclasses.replace(
+            group(*(one(f"{seed}-{g}-{i}", i) for i in range(size))), group_id=f"group-{g}"
+        )
+        for g in range(num_groups)
+    ]
 
 
 def sibling_groups(

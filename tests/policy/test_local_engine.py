@@ -99,6 +99,21 @@ async def test_siblings_share_a_running_prompt(folder: Path) -> None:
         assert worst_error(folder, prompt, await first, sampling) < TOLERANCE
 
 
+async def test_siblings_that_come_together_compute_their_prompt_once(folder: Path) -> None:
+    busy = (prompt_of(5, seed=7), SamplingParams(max_new_tokens=60, seed=9))
+    jobs = [(prompt_of(200), SamplingParams(max_new_tokens=8, seed=i)) for i in range(6)]
+    longer = [([*prompt_of(200), *prompt_of(10, seed=3)], SamplingParams(max_new_tokens=8))]
+    async with engine_on(folder) as engine:
+        (running,) = await started(engine, busy)
+        answers = await asyncio.gather(*(engine.generate(*job) for job in jobs + longer))
+        computed = engine.num_prefilled_ids
+        await running
+    # The running prompt, the siblings' once, and what the longer one adds.
+    assert computed == 4 + 199 + 10
+    for (prompt, sampling), answer in zip(jobs + longer, answers, strict=True):
+        assert worst_error(folder, prompt, answer, sampling) < TOLERANCE
+
+
 async def test_long_prompts_are_prefilled_in_pieces(folder: Path) -> None:
     sampling = SamplingParams(max_new_tokens=3, seed=0)
     prompts = [prompt_of(n, seed=n) for n in (1, 2, 700, 800, 900, 901)]

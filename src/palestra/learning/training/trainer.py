@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +47,7 @@ class Trainer:
         model: device and dtype.
         training: optimizer, loss and batching.
         truncated: whether truncated rollouts are trained on or only count in the baseline.
-        seed: of the order in which rows fall into minibatches.
+        seed: of the order in which groups fall into minibatches.
 
     Raises:
         ConfigError: the folder holds no usable model, or there is no such device.
@@ -151,13 +152,18 @@ class Trainer:
         return metrics
 
     def _minibatches(self, rows: tuple[TrainingRow, ...]) -> list[list[Microbatch]]:
-        num_parts = min(self._section.minibatches, len(rows))
-        order = list(range(len(rows)))
+        # Whole groups: their baseline stays balanced, and they share what they begin with.
+        groups = [
+            list(members)
+            for _, members in groupby(range(len(rows)), key=lambda number: rows[number].group_id)
+        ]
+        num_parts = min(self._section.minibatches, len(groups))
+        order = list(range(len(groups)))
         if num_parts > 1:
-            order = torch.randperm(len(rows), generator=self._generator).tolist()
+            order = torch.randperm(len(groups), generator=self._generator).tolist()
         return [
             microbatches(
-                [(number, rows[number]) for number in sorted(order[part::num_parts])],
+                [(n, rows[n]) for index in sorted(order[part::num_parts]) for n in groups[index]],
                 max_tokens=self._section.microbatch_tokens,
                 device=self.policy.device,
                 share_prefixes=self.policy.shares_prefixes,

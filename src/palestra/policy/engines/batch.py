@@ -23,6 +23,15 @@ from palestra.policy.engines.weights import swap_weights
 PREFILL_IDS = 2048
 """Padded ids in one prefill pass: bounds its memory, fills the machine."""
 
+WORTH_WAITING = 32
+"""Ids in common with a request that joins now for which another waits its turn to copy."""
+
+GATHER_STEPS = 4
+"""Decode steps that newcomers wait at most, so that several share a prefill pass."""
+
+GATHER_SHARE = 8
+"""One newcomer for this many running rows is enough not to wait."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Joining:
@@ -79,6 +88,7 @@ class Batch:
         self._waiting: deque[Request] = deque()
         self._rows: list[Request] = []
         self._settings: RowSettings | None = None  # of the rows; None: to be collected anew
+        self._num_gathering = 0  # decode steps for which newcomers have waited
 
     @property
     def busy(self) -> bool:
@@ -103,9 +113,9 @@ class Batch:
         for row in reversed(range(len(self._rows))):
             if self._rows[row].cancelled:
                 self._remove(row)
-        joining = self._next_waiting()
-        if joining:
-            self._join(joining)
+        if self._is_time_to_join():
+            while joining := self._next_wave():
+                self._join(joining)
         if self._rows:
             self._decode()
 
@@ -127,12 +137,31 @@ class Batch:
         self._settings = None
         self.version = version
 
-    def _next_waiting(self) -> list[_Joining]:
+    def _is_time_to_join(self) -> bool:
+        """Whether who waits joins now: a pass for one costs nearly as much as for several."""
+        enough = len(self._waiting) * GATHER_SHARE >= len(self._rows)
+        if not self._waiting or enough or self._num_gathering >= GATHER_STEPS:
+            self._num_gathering = 0
+            return True
+        self._num_gathering += 1
+        return False
+
+    def _next_wave(self) -> list[_Joining]:
+        """Who joins in one go; siblings of theirs come in the next wave and copy from them."""
         joining: list[_Joining] = []
-        while self._waiting and len(self._rows) + len(joining) < self._max_rows:
+        later: list[Request] = []
+        while self._waiting and len(self._rows) + len(joining) + len(later) < self._max_rows:
             request = self._waiting.popleft()
-            if not request.cancelled:
-                joining.append(self._find_known(request))
+            if request.cancelled:
+                continue
+            joined = self._find_known(request)
+            ids = request.prompt
+            shared = max((common_length(j.request.prompt, ids) for j in joining), default=0)
+            if shared >= joined.known + WORTH_WAITING:
+                later.append(request)
+            else:
+                joining.append(joined)
+        self._waiting.extendleft(reversed(later))
         # Neighbours of like length waste little padding.
         return sorted(joining, key=lambda j: j.missing)
 
