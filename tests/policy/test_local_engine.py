@@ -108,8 +108,9 @@ async def test_siblings_that_come_together_compute_their_prompt_once(folder: Pat
         answers = await asyncio.gather(*(engine.generate(*job) for job in jobs + longer))
         computed = engine.num_prefilled_ids
         await running
-    # The running prompt, the siblings' once, and what the longer one adds.
-    assert computed == 4 + 199 + 10
+    # The running prompt, the siblings' once, and what the longer one adds: one id less
+    # when a sibling had already sampled, and so fed the last id of the common prompt.
+    assert computed in (4 + 199 + 10, 4 + 199 + 9)
     for (prompt, sampling), answer in zip(jobs + longer, answers, strict=True):
         assert worst_error(folder, prompt, answer, sampling) < TOLERANCE
 
