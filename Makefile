@@ -3,10 +3,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-policy test check bench clean
 
 demo: $(VENV)/.installed
-	$(BIN)/palestra train recipes/smoke.toml
+	$(BIN)/palestra demo
+
+# Minutes on a GPU, many hours on a CPU. What it makes stands in src/palestra/policy/demo_policy.
+POLICY ?= build/demo-policy
+demo-policy: $(VENV)/.installed
+	PYTHONPATH=tools $(BIN)/python -m demo_policy --out $(POLICY)
+	$(BIN)/palestra eval "katas:heldout?seed=1&n=256&level=0" --agent mini --model $(POLICY) \
+	    --prompt kata --step-limit 4 --max-tokens 80 --max-context 640 --concurrency 64 \
+	    --out $(POLICY)-eval
+	$(BIN)/python tools/demo_policy/measure.py $(POLICY)-eval
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

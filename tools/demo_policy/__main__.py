@@ -1,4 +1,4 @@
-"""Makes the demo policy: ``python tools/demo_policy --out FOLDER`` (``make demo-policy``).
+"""Makes the demo policy: ``make demo-policy``, or ``python -m demo_policy --out FOLDER`` in tools/.
 
 On a GPU it takes minutes, on two CPU cores hours. The log beside the weights says what
 was done and how well it went.
@@ -57,7 +57,7 @@ def main() -> None:
     ]
     schedule = Schedule(steps=options.steps, batch_size=options.batch_size, lr=options.lr)
     facts = {
-        "command": " ".join(["python", "tools/demo_policy", *sys.argv[1:]]),
+        "command": " ".join(["python -m demo_policy", *sys.argv[1:]]),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor(),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -72,7 +72,7 @@ def main() -> None:
         rounded = {k: round(v, 4) for k, v in dataclasses.asdict(report).items()}
         lines.append(json.dumps(rounded))
         print(lines[-1], flush=True)
-    model.cpu().save_pretrained(folder)
+    model.cpu().half().save_pretrained(folder)  # small to ship; loading makes it float32 again
     (folder / "pretraining.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if report.excess > ALMOST_FLUENT:
         sys.exit(f"not fluent: {report.excess:.3f} nats a conversation above blind choices")
