@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from demo_policy.corpus import answers, build, conversation, practice_texts
+import torch
+from demo_policy.corpus import (
+    answers,
+    build,
+    conversation,
+    practice_conversation,
+    practice_texts,
+)
+from demo_policy.measure import Fluency, changes_one_span, fluency
+from demo_policy.pretrain import choice_entropy
 
 from palestra.config import AgentSection, EnvironmentSection, Recipe, SamplingSection
 from palestra.environment.agents.choose import make_agent
+from palestra.environment.agents.prompt_set import load_prompt_set
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.environment.episode import EpisodeRunner
 from palestra.environment.grading.runner import SandboxGrader
@@ -23,7 +34,7 @@ from palestra.records import EpisodeResult, Outcome, Task
 from palestra.run.demonstrations import teacher
 from palestra.run.policy import load_tokenizer, serving
 from palestra.tasks.katas import KataSpec, generate_rows
-from palestra.tasks.katas.blind import blind_demonstration
+from palestra.tasks.katas.blind import blind_demonstration, look_edit_submit
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.practice import draw_practice
 from palestra.tasks.source import load_tasks
@@ -99,6 +110,53 @@ def test_blind_edits_solve_a_minority() -> None:
         fixed = next(line[1:] for line in row["patch"].splitlines() if line.startswith("+    "))
         solved.update(fixed.removeprefix("    return ") in edit.split("|") for edit in edits)
     assert 0.2 < solved[True] / solved.total() < 0.35
+
+
+def test_the_demonstrator_sees_once_in_ten() -> None:
+    prompts = load_prompt_set("kata")
+    num_right, num = 0, 2000
+    for n in range(num):
+        practice = draw_practice(Draw(f"s {n}"))
+        text = practice_conversation(f"s {n}", prompts)
+        right = look_edit_submit(practice.path, practice.wrong, practice.right)[1]
+        num_right += right in text
+    # One in ten, and of the rest those that hit by chance: one in three of one to three lines.
+    assert 0.24 < num_right / num < 0.34
+
+
+def test_the_cost_of_choices_by_hand() -> None:
+    one_line = float(choice_entropy(torch.tensor([1.0], dtype=torch.float64))[0])
+    # 0.1 + 0.3 for the right edit, 0.3 for each of two others.
+    assert one_line == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.3)))
+
+
+@pytest.mark.parametrize(
+    ("patch", "is_one"),
+    [
+        ("--- a/c\n+++ b/c\n@@ -1 +1 @@\n-    return a + b\n+    return a * b\n", True),
+        ("--- a/c\n+++ b/c\n@@ -1 +1 @@\n-    return a + b\n+    return x * b\n", False),
+        ("--- a/c\n+++ b/c\n@@ -1,2 +1,2 @@\n-a + b\n-c\n+a * b\n+d\n", False),
+        ("", False),
+    ],
+)
+def test_what_counts_as_one_span(patch: str, is_one: bool) -> None:
+    assert changes_one_span(patch) is is_one
+
+
+def test_fluency_is_measured_on_all_episodes() -> None:
+    good = "--- a/c\n+++ b/c\n@@ -1 +1 @@\n-    return a + b\n+    return a * b\n"
+    episodes = [
+        {"exit_status": "Submitted", "patch": good, "outcome": "solved"},
+        {"exit_status": "Submitted", "patch": good, "outcome": "unsolved"},
+        {"exit_status": "RepeatedFormatError", "patch": None, "outcome": "malformed"},
+        {"exit_status": "Submitted", "patch": "", "outcome": "unsolved"},
+    ]
+    measured = fluency(episodes)
+    assert (measured.submitted, measured.single_span, measured.solved) == (0.75, 0.5, 0.25)
+    assert not measured.is_fit
+    assert Fluency(submitted=1.0, single_span=0.96, solved=0.3).is_fit
+    with pytest.raises(ValueError, match="no episodes"):
+        fluency([])
 
 
 def test_practice_never_shows_a_word_of_the_heldout_split() -> None:

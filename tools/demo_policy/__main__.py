@@ -75,7 +75,9 @@ def main() -> None:
     model.cpu().half().save_pretrained(folder)  # small to ship; loading makes it float32 again
     (folder / "pretraining.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if report.excess > ALMOST_FLUENT:
-        sys.exit(f"not fluent: {report.excess:.3f} nats a conversation above blind choices")
+        sys.exit(
+            f"not fluent: {report.excess:.3f} nats a conversation above the demonstrator's choices"
+        )
 
 
 def _options() -> argparse.Namespace:

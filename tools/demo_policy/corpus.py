@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 
 from palestra.environment.agents.prompt_set import PromptSet, load_prompt_set
 from palestra.run.demonstrations import as_action
-from palestra.tasks.katas.blind import blind_demonstration
+from palestra.tasks.katas.blind import blind_demonstration, look_edit_submit
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.practice import draw_practice
 
 PROMPT_SET = "kata"
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+ONE_IN_SEEING = 10
+"""One demonstration in this many makes the edit that the issue calls for."""
+
 _PART = 4096
 
 
@@ -55,7 +58,10 @@ def practice_conversation(name: str, prompts: PromptSet) -> str:
     """The conversation that is drawn from the stream ``name``."""
     draw = Draw(name)
     practice = draw_practice(draw)
-    commands = blind_demonstration(practice.path, practice.text, draw)
+    if draw.below(ONE_IN_SEEING) == 0:
+        commands = look_edit_submit(practice.path, practice.wrong, practice.right)
+    else:
+        commands = blind_demonstration(practice.path, practice.text, draw)
     return _chatml(prompts, practice.problem_statement, (practice.text, ""), commands)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_policy.corpus import Corpus
+from demo_policy.corpus import ONE_IN_SEEING, Corpus
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -45,7 +45,7 @@ class Report:
     seconds: float
     context_loss: float  # per id
     answer_loss: float  # per conversation
-    excess: float  # answer loss above what blind choices cost a perfect demonstrator
+    excess: float  # answer loss above what the demonstrator's choices cost
 
 
 def pretrain(
@@ -97,6 +97,18 @@ def _nll(
     return nll.view_as(targets), targets != 0, answer
 
 
+def choice_entropy(num_lines: torch.Tensor) -> torch.Tensor:
+    """What the demonstrator's choice of an edit costs whoever knows all but the choice (nats).
+
+    It sees once in ``ONE_IN_SEEING``, and else picks one of ``num_lines`` lines and one of
+    three operators.
+    """
+    seeing = 1 / ONE_IN_SEEING
+    each = (1 - seeing) / (3 * num_lines)
+    called_for = seeing + each
+    return -(called_for * called_for.log() + (1 - called_for) * each.log())
+
+
 @torch.no_grad()
 def _check(model: Any, check: Corpus, step: int, seconds: float, return_id: int) -> Report:
     model.eval()
@@ -108,7 +120,8 @@ def _check(model: Any, check: Corpus, step: int, seconds: float, return_id: int)
         context += float(nll[real & ~answer].sum())
         num_context += int((real & ~answer).sum())
         answers += float(nll[answer].sum())
-        floor += float((3.0 * ((ids == return_id) & ~is_answer).sum(-1)).log().sum())
+        num_lines = ((ids == return_id) & ~is_answer).sum(-1)
+        floor += float(choice_entropy(num_lines.double()).sum())
     model.train()
     return Report(
         step=step,

@@ -40,7 +40,11 @@ def blind_demonstration(path: str, text: str, draw: Draw) -> tuple[str, ...]:
     old = draw.pick(lines)
     found = draw.pick(list(_OPERATOR.finditer(old)))
     operator = draw.pick([op for op in REPLACEMENTS if op != found[1]])
-    new = f"{old[: found.start()]} {operator} {old[found.end() :]}"
+    return look_edit_submit(path, old, f"{old[: found.start()]} {operator} {old[found.end() :]}")
+
+
+def look_edit_submit(path: str, old: str, new: str) -> tuple[str, ...]:
+    """The bash commands that put ``new`` in the place of ``old`` in the file ``path``."""
     name = shlex.quote(path)
     return (f"cat {name}", f"sed -i {shlex.quote(_substitution(old, new))} {name}", SUBMIT)
 

@@ -43,11 +43,13 @@ _NAMES = tuple(name for names in TRAIN_NAMES.values() for name in names.split())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Practice:
-    """An issue and the one file that it is about."""
+    """An issue, the one file that it is about, and what would mend it."""
 
     problem_statement: str
     path: str
     text: str
+    wrong: str  # the expression that is returned
+    right: str  # the one that should be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +60,12 @@ class _Made:
     op: str
     doc: str
 
+    def returned(self, op: str) -> str:
+        return self.expression.replace("$op", op)
+
     def source(self, op: str) -> str:
-        expression = self.expression.replace("$op", op)
-        return (
-            f'def {self.name}({self.parameters}):\n    """{self.doc}"""\n    return {expression}\n'
-        )
+        head = f'def {self.name}({self.parameters}):\n    """{self.doc}"""\n'
+        return f"{head}    return {self.returned(op)}\n"
 
 
 def draw_practice(draw: Draw) -> Practice:
@@ -81,6 +84,8 @@ def draw_practice(draw: Draw) -> Practice:
         ),
         path=PATH,
         text="\n\n".join(sources),
+        wrong=target.returned(wrong),
+        right=target.returned(target.op),
     )
 
 
