@@ -88,10 +88,11 @@ async def test_a_practice_conversation_has_the_ids_of_a_real_episode(
         rollouts = [await collector.collect(task, f"r-{n}") for n, task in enumerate(tasks)]
     opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    prompts = load_prompt_set("kata")
     for task, rollout in zip(tasks, rollouts, strict=True):
         assert rollout.episode.outcome in (Outcome.SOLVED, Outcome.UNSOLVED), rollout.episode.error
         assert rollout.episode.patch, "the edit changed nothing"
-        text = conversation(task.problem_statement, (task.files[0].text, ""), blind(task))
+        text = conversation(prompts, task.problem_statement, (task.files[0].text, ""), blind(task))
         ids = tokenizer.encode(text, add_special_tokens=False)
         (path,) = rollout.trace.paths()
         assert tokenizer.decode(path.ids) == tokenizer.decode(ids)

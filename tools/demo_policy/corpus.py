@@ -42,18 +42,6 @@ class Corpus:
         return np.diff(self.starts)
 
 
-def conversation(statement: str, outputs: Sequence[str], commands: Sequence[str]) -> str:
-    """A whole conversation as ChatML text, from the system prompt to the last answer.
-
-    Args:
-        statement: of the task.
-        outputs: of all commands but the last; all succeed.
-        commands: one in each answer.
-    """
-    prompts = load_prompt_set(PROMPT_SET)
-    return _chatml(prompts, statement, outputs, commands)
-
-
 def practice_conversation(name: str, prompts: PromptSet) -> str:
     """The conversation that is drawn from the stream ``name``."""
     draw = Draw(name)
@@ -62,7 +50,7 @@ def practice_conversation(name: str, prompts: PromptSet) -> str:
         commands = look_edit_submit(practice.path, practice.wrong, practice.right)
     else:
         commands = blind_demonstration(practice.path, practice.text, draw)
-    return _chatml(prompts, practice.problem_statement, (practice.text, ""), commands)
+    return conversation(prompts, practice.problem_statement, (practice.text, ""), commands)
 
 
 def practice_texts(seed: int, num: int) -> Iterator[str]:
@@ -99,9 +87,17 @@ def answers(ids: Sequence[int], opening: Sequence[int], end: int) -> list[bool]:
     return flags
 
 
-def _chatml(
+def conversation(
     prompts: PromptSet, statement: str, outputs: Sequence[str], commands: Sequence[str]
 ) -> str:
+    """A whole conversation as ChatML text, from the system prompt to the last answer.
+
+    Args:
+        prompts: what the agent says.
+        statement: of the task.
+        outputs: of all commands but the last; all succeed.
+        commands: one in each answer.
+    """
     texts = [
         _block("system", prompts.render(prompts.system_template, {})),
         _block("user", prompts.render(prompts.instance_template, {"task": statement})),

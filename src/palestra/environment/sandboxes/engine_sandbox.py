@@ -8,11 +8,11 @@ import secrets
 import shlex
 
 from palestra.environment.sandboxes.engine_channel import Ended, EngineChannel
+from palestra.environment.sandboxes.file_reading import check_path, read_answer, read_command
 from palestra.environment.sandboxes.protocol import CommandResult
 from palestra.errors import SandboxError
 
 _FILE_TIMEOUT_S = 120.0
-_NO_FILE = 44
 # MAX_ARG_STRLEN is 128 KiB; longer commands run as a script file.
 _MAX_ARGUMENT_BYTES = 100_000
 _PIECE_BYTES = 66_000
@@ -77,7 +77,7 @@ class EngineSandbox:
             SandboxError: the file cannot be written.
             ValueError: ``path`` is not absolute.
         """
-        _check_path(path)
+        check_path(path)
         target, folder = shlex.quote(path), shlex.quote(posixpath.dirname(path))
         empty = f": >{target}"
         await self._do(
@@ -95,21 +95,9 @@ class EngineSandbox:
             ValueError: it is larger than ``max_bytes``, or ``path`` is not absolute.
             SandboxDied: the sandbox is gone.
         """
-        _check_path(path)
-        target = shlex.quote(path)
-        done = await self._file_command(
-            f"[ -f {target} ] && [ -r {target} ] || exit {_NO_FILE}; "
-            f"exec head -c {max_bytes + 1} -- {target} 2>/dev/null",
-            max_bytes=max_bytes + 2,
-        )
-        if done.exit_code == _NO_FILE:
-            raise FileNotFoundError(f"no readable regular file in the sandbox: {path}")
-        if done.exit_code != 0:
-            raise SandboxError(f"cannot read {path} in the sandbox (exit {done.exit_code})")
-        data = done.output.bytes()
-        if len(data) > max_bytes:
-            raise ValueError(f"{path} is larger than {max_bytes} bytes")
-        return data
+        command = read_command(path, max_bytes=max_bytes)
+        done = await self._file_command(command, max_bytes=max_bytes + 2)
+        return read_answer(path, done.exit_code, done.output.bytes(), max_bytes=max_bytes)
 
     async def _do(self, command: str, path: str) -> None:
         done = await self._file_command(command, max_bytes=4096)
@@ -123,8 +111,3 @@ class EngineSandbox:
         if done.timed_out:
             raise SandboxError(f"a file took more than {_FILE_TIMEOUT_S:g} s")
         return done
-
-
-def _check_path(path: str) -> None:
-    if not path.startswith("/") or "\0" in path or path.endswith("/"):
-        raise ValueError(f"not the absolute path of a file: {path!r}")

@@ -8,6 +8,7 @@ import secrets
 import shlex
 
 from palestra.environment.sandboxes.channel import Channel, Finished
+from palestra.environment.sandboxes.file_reading import check_path, read_answer, read_command
 from palestra.environment.sandboxes.limits import LimitGroup
 from palestra.environment.sandboxes.protocol import CommandResult
 from palestra.environment.sandboxes.shell import MOUNT_POINT
@@ -15,7 +16,6 @@ from palestra.errors import SandboxError
 
 FILE_TIMEOUT_S = 120.0
 """Seconds that reading or writing one file may take."""
-_NO_FILE = 44
 _DISK_IS_FULL_BYTES = 1 << 16
 
 
@@ -95,7 +95,7 @@ class BubblewrapSandbox:
             SandboxError: the file cannot be written.
             ValueError: ``path`` is not absolute.
         """
-        _check_path(path)
+        check_path(path)
         name = f"{secrets.token_hex(8)}.data"
         target, folder = shlex.quote(path), shlex.quote(posixpath.dirname(path))
         copy = f"cat {MOUNT_POINT}/{name} >{target}"
@@ -118,22 +118,9 @@ class BubblewrapSandbox:
             ValueError: it is larger than ``max_bytes``, or ``path`` is not absolute.
             SandboxDied: the sandbox is gone.
         """
-        _check_path(path)
-        target = shlex.quote(path)
-        # Never more than asked for leaves the sandbox, however large the file says it is.
-        done = await self._file_command(
-            f"[ -f {target} ] && [ -r {target} ] || exit {_NO_FILE}; "
-            f"exec head -c {max_bytes + 1} -- {target} 2>/dev/null",
-            max_bytes=max_bytes + 2,
-        )
-        if done.exit_code == _NO_FILE:
-            raise FileNotFoundError(f"no readable regular file in the sandbox: {path}")
-        if done.exit_code != 0:
-            raise SandboxError(f"cannot read {path} in the sandbox (exit {done.exit_code})")
-        data = done.output.bytes()
-        if len(data) > max_bytes:
-            raise ValueError(f"{path} is larger than {max_bytes} bytes")
-        return data
+        command = read_command(path, max_bytes=max_bytes)
+        done = await self._file_command(command, max_bytes=max_bytes + 2)
+        return read_answer(path, done.exit_code, done.output.bytes(), max_bytes=max_bytes)
 
     async def _file_command(self, command: str, *, max_bytes: int) -> Finished:
         done = await self._channel.run(
@@ -149,8 +136,3 @@ class BubblewrapSandbox:
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < _DISK_IS_FULL_BYTES or disk.f_favail == 0
-
-
-def _check_path(path: str) -> None:
-    if not path.startswith("/") or "\0" in path or path.endswith("/"):
-        raise ValueError(f"not the absolute path of a file: {path!r}")
