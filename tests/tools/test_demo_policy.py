@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from demo_policy.corpus import (
     answers,
     build,
@@ -16,7 +15,6 @@ from demo_policy.corpus import (
     practice_texts,
 )
 from demo_policy.measure import Fluency, changes_one_span, fluency
-from demo_policy.pretrain import choice_entropy
 
 from palestra.config import AgentSection, EnvironmentSection, Recipe, SamplingSection
 from palestra.environment.agents.choose import make_agent
@@ -26,6 +24,7 @@ from palestra.environment.episode import EpisodeRunner
 from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.protocol import SandboxLimits
+from palestra.errors import TaskError
 from palestra.learning.rollouts.collector import RolloutCollector
 from palestra.learning.rollouts.gateway_client import GatewayClient
 from palestra.policy.engines.scripted import ScriptedEngine
@@ -34,9 +33,10 @@ from palestra.records import EpisodeResult, Outcome, Task
 from palestra.run.demonstrations import teacher
 from palestra.run.policy import load_tokenizer, serving
 from palestra.tasks.katas import KataSpec, generate_rows
-from palestra.tasks.katas.blind import blind_demonstration, look_edit_submit
+from palestra.tasks.katas.blind import Edit, blind_demonstration, blind_edits, look_edit_submit
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.practice import draw_practice
+from palestra.tasks.katas.spec import Split
 from palestra.tasks.source import load_tasks
 
 
@@ -100,35 +100,79 @@ async def test_a_practice_conversation_has_the_ids_of_a_real_episode(
         assert list(path.trainable) == answers(ids, opening, end)
 
 
-def test_blind_edits_solve_a_minority() -> None:
-    solved = Counter[bool]()
-    for row in generate_rows(KataSpec(split="heldout", num_tasks=300, levels=(0,))):
+def called_for(row: dict[str, Any]) -> Edit:
+    """The edit that the gold patch of a kata of level 0 makes."""
+    old, new = (
+        next(line for line in row["patch"].splitlines() if line.startswith(f"{sign}    return "))
+        for sign in "-+"
+    )
+    return Edit(old=old.removeprefix("-    return "), new=new.removeprefix("+    return "))
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_demonstrator_solves_a_minority_and_so_does_its_likeliest_edit(split: Split) -> None:
+    sampled, greedy, num = 0.0, 0, 400
+    for row in generate_rows(KataSpec(split=split, num_tasks=num, levels=(0,))):
         (file,) = row["files"]
-        edits = [
-            blind_demonstration(file["path"], file["text"], Draw(f"{row['instance_id']} {n}"))[1]
-            for n in range(4)
-        ]
-        fixed = next(line[1:] for line in row["patch"].splitlines() if line.startswith("+    "))
-        solved.update(fixed.removeprefix("    return ") in edit.split("|") for edit in edits)
-    assert 0.2 < solved[True] / solved.total() < 0.35
+        right = called_for(row)
+        edits = {
+            edit: 0.9 * p + 0.1 * (edit == right)
+            for edit, p in blind_edits(file["path"], file["text"]).items()
+        }
+        sampled += edits[right]
+        greedy += max(edits, key=edits.__getitem__) == right
+    assert 0.25 < sampled / num < 0.35
+    assert 0.2 < greedy / num < 0.35
+
+
+def test_blind_edits_by_hand() -> None:
+    returned = {"f": "a + b", "g": "x", "h": "-(a * c)"}
+    text = "\n".join(f"def {name}():\n    return {it}\n" for name, it in returned.items())
+    edits = blind_edits("calc.py", text)
+    # Two lines qualify: 1/2 by habit and 1/4 at random, or 1/4 at random. Then the opposite
+    # operator: 1/2 by habit and 1/8 at random; or one of three others, 1/8 each.
+    assert edits == {
+        **{Edit(old="a + b", new=f"a {op} b"): 0.75 / 8 for op in ("*", "//", "%")},
+        Edit(old="a + b", new="a - b"): 0.75 * 5 / 8,
+        **{Edit(old="-(a * c)", new=f"-(a {op} c)"): 0.25 / 8 for op in ("+", "-", "%")},
+        Edit(old="-(a * c)", new="-(a // c)"): 0.25 * 5 / 8,
+    }
+    assert sum(edits.values()) == pytest.approx(1.0)
+    drawn = {blind_demonstration("calc.py", text, Draw(f"d{n}")) for n in range(300)}
+    assert drawn == {look_edit_submit("calc.py", edit) for edit in edits}
+
+
+def test_a_file_without_an_operator_is_an_error_that_names_it() -> None:
+    with pytest.raises(TaskError, match=r"calc\.py: no line returns"):
+        blind_edits("calc.py", "def f():\n    return -1\n")
 
 
 def test_the_demonstrator_sees_once_in_ten() -> None:
     prompts = load_prompt_set("kata")
-    num_right, num = 0, 2000
+    num_right, expected, num = 0, 0.0, 3000
     for n in range(num):
         practice = draw_practice(Draw(f"s {n}"))
-        text = practice_conversation(f"s {n}", prompts)
-        right = look_edit_submit(practice.path, practice.wrong, practice.right)[1]
-        num_right += right in text
-    # One in ten, and of the rest those that hit by chance: one in three of one to three lines.
-    assert 0.24 < num_right / num < 0.34
+        text, _ = practice_conversation(f"s {n}", prompts)
+        num_right += look_edit_submit(practice.path, practice.called_for)[1] in text
+        blindly = blind_edits(practice.path, practice.text)[practice.called_for]
+        expected += 0.1 + 0.9 * blindly
+    assert num_right / num == pytest.approx(expected / num, abs=0.03)
 
 
-def test_the_cost_of_choices_by_hand() -> None:
-    one_line = float(choice_entropy(torch.tensor([1.0], dtype=torch.float64))[0])
-    # 0.1 + 0.3 for the right edit, 0.3 for each of two others.
-    assert one_line == pytest.approx(-(0.4 * math.log(0.4) + 0.6 * math.log(0.3)))
+def test_the_cost_of_a_choice_is_minus_its_log_probability() -> None:
+    prompts = load_prompt_set("kata")
+    costs = []
+    for n in range(200):
+        practice = draw_practice(Draw(f"s {n}"))
+        text, cost = practice_conversation(f"s {n}", prompts)
+        (probability,) = (
+            0.9 * p + 0.1 * (edit == practice.called_for)
+            for edit, p in blind_edits(practice.path, practice.text).items()
+            if look_edit_submit(practice.path, edit)[1] in text
+        )
+        assert cost == pytest.approx(-math.log(probability))
+        costs.append(cost)
+    assert len(set(costs)) > 5
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ was done and how well it went.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from demo_policy.corpus import build, practice_texts
 from demo_policy.pretrain import Schedule, pretrain
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from palestra.policy.tiny import make_tiny_model
 
@@ -43,7 +44,6 @@ def main() -> None:
             num_layers=options.num_layers,
             seed=options.seed,
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).float().to(device)
     num_processes = options.processes or os.cpu_count() or 1
     corpora = [
@@ -67,13 +67,13 @@ def main() -> None:
     }
     lines = [json.dumps(facts)]
     print(lines[0], flush=True)
-    return_id = tokenizer.convert_tokens_to_ids("return")
-    for report in pretrain(model, *corpora, schedule, return_id=return_id, seed=options.seed):
+    for report in pretrain(model, *corpora, schedule, seed=options.seed):
         rounded = {k: round(v, 4) for k, v in dataclasses.asdict(report).items()}
         lines.append(json.dumps(rounded))
         print(lines[-1], flush=True)
-    model.cpu().half().save_pretrained(folder)  # small to ship; loading makes it float32 again
-    (folder / "pretraining.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Small to ship; loading makes it float32 again.
+        copy.deepcopy(model).cpu().half().save_pretrained(folder)
+        (folder / "pretraining.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if report.excess > ALMOST_FLUENT:
         sys.exit(
             f"not fluent: {report.excess:.3f} nats a conversation above the demonstrator's choices"

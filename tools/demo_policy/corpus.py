@@ -6,6 +6,7 @@ Nothing is run: the observations are known, since a file is shown and an edit is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from palestra.environment.agents.prompt_set import PromptSet, load_prompt_set
 from palestra.run.demonstrations import as_action
-from palestra.tasks.katas.blind import blind_demonstration, look_edit_submit
+from palestra.tasks.katas.blind import blind_edits, look_edit_submit
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.practice import draw_practice
 
@@ -30,11 +31,16 @@ _PART = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Conversations end to end: ``ids`` of all, ``starts`` of each, and which ids are answers."""
+    """Conversations end to end: ``ids`` of all, ``starts`` of each, and which ids are answers.
+
+    ``costs`` is what the demonstrator's choice of its edit costs whoever knows all but the
+    choice: minus the log of its probability, in nats.
+    """
 
     ids: NDArray[np.uint16]
     is_answer: NDArray[np.bool_]
     starts: NDArray[np.int64]  # one more than there are conversations
+    costs: NDArray[np.float64]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -42,21 +48,23 @@ class Corpus:
         return np.diff(self.starts)
 
 
-def practice_conversation(name: str, prompts: PromptSet) -> str:
-    """The conversation that is drawn from the stream ``name``."""
+def practice_conversation(name: str, prompts: PromptSet) -> tuple[str, float]:
+    """The conversation that is drawn from the stream ``name``, and its cost (see ``Corpus``)."""
     draw = Draw(name)
     practice = draw_practice(draw)
-    if draw.below(ONE_IN_SEEING) == 0:
-        commands = look_edit_submit(practice.path, practice.wrong, practice.right)
-    else:
-        commands = blind_demonstration(practice.path, practice.text, draw)
-    return conversation(prompts, practice.problem_statement, (practice.text, ""), commands)
+    edits = blind_edits(practice.path, practice.text)
+    seeing = 1 / ONE_IN_SEEING
+    edit = practice.called_for if draw.below(ONE_IN_SEEING) == 0 else draw.weighted(edits)
+    probability = seeing * (edit == practice.called_for) + (1 - seeing) * edits[edit]
+    commands = look_edit_submit(practice.path, edit)
+    text = conversation(prompts, practice.problem_statement, (practice.text, ""), commands)
+    return text, -math.log(probability)
 
 
 def practice_texts(seed: int, num: int) -> Iterator[str]:
     """``num`` practice conversations."""
     prompts = load_prompt_set(PROMPT_SET)
-    return (practice_conversation(f"practice {seed} {n}", prompts) for n in range(num))
+    return (practice_conversation(f"practice {seed} {n}", prompts)[0] for n in range(num))
 
 
 def build(tokenizer_file: str, *, seed: int, num: int, num_processes: int) -> Corpus:
@@ -72,6 +80,7 @@ def build(tokenizer_file: str, *, seed: int, num: int, num_processes: int) -> Co
         ids=np.concatenate([part[0] for part in done]),
         is_answer=np.concatenate([part[1] for part in done]),
         starts=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        costs=np.concatenate([part[3] for part in done]),
     )
 
 
@@ -116,7 +125,7 @@ def _block(role: str, content: str) -> str:
 
 def _encode_part(
     part: tuple[str, int, int, int],
-) -> tuple[NDArray[np.uint16], NDArray[np.bool_], NDArray[np.int64]]:
+) -> tuple[NDArray[np.uint16], NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
     from tokenizers import Tokenizer
 
     path, seed, first, last = part
@@ -124,10 +133,12 @@ def _encode_part(
     prompts = load_prompt_set(PROMPT_SET)
     opening = tokenizer.encode(f"{IM_START}assistant\n", add_special_tokens=False).ids
     end = tokenizer.token_to_id(IM_END)
-    texts = [practice_conversation(f"practice {seed} {n}", prompts) for n in range(first, last)]
-    encoded = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    drawn = [practice_conversation(f"practice {seed} {n}", prompts) for n in range(first, last)]
+    texts, costs = zip(*drawn, strict=True)
+    encoded = [e.ids for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
     return (
         np.fromiter((i for ids in encoded for i in ids), dtype=np.uint16),
         np.fromiter((a for ids in encoded for a in answers(ids, opening, end)), dtype=np.bool_),
         np.array([len(ids) for ids in encoded], dtype=np.int64),
+        np.array(costs),
     )

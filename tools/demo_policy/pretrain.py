@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from demo_policy.corpus import ONE_IN_SEEING, Corpus
+from demo_policy.corpus import Corpus
 from numpy.typing import NDArray
 from torch.nn import functional
 
@@ -49,7 +49,7 @@ class Report:
 
 
 def pretrain(
-    model: Any, train: Corpus, check: Corpus, schedule: Schedule, *, return_id: int, seed: int
+    model: Any, train: Corpus, check: Corpus, schedule: Schedule, *, seed: int
 ) -> Iterator[Report]:
     """Train ``model`` in place; yields a report now and then and one at the end.
 
@@ -58,13 +58,16 @@ def pretrain(
         train: what it is fitted to.
         check: what the reports are measured on.
         schedule: how long.
-        return_id: of ``return``: a conversation has one for each line that may be edited.
         seed: of the order.
     """
     device = model.device
     model.train()
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=schedule.weight_decay
+        model.parameters(),
+        lr=0.0,
+        betas=(0.9, 0.98),
+        weight_decay=schedule.weight_decay,
+        fused=True,
     )
     batches = _batches(train, schedule.batch_size, np.random.default_rng(seed))
     started = time.monotonic()
@@ -80,7 +83,7 @@ def pretrain(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % every == 0 or step + 1 == schedule.steps:
-            yield _check(model, check, step + 1, time.monotonic() - started, return_id)
+            yield _check(model, check, step + 1, time.monotonic() - started)
     model.eval()
 
 
@@ -97,22 +100,10 @@ def _nll(
     return nll.view_as(targets), targets != 0, answer
 
 
-def choice_entropy(num_lines: torch.Tensor) -> torch.Tensor:
-    """What the demonstrator's choice of an edit costs whoever knows all but the choice (nats).
-
-    It sees once in ``ONE_IN_SEEING``, and else picks one of ``num_lines`` lines and one of
-    three operators.
-    """
-    seeing = 1 / ONE_IN_SEEING
-    each = (1 - seeing) / (3 * num_lines)
-    called_for = seeing + each
-    return -(called_for * called_for.log() + (1 - called_for) * each.log())
-
-
 @torch.no_grad()
-def _check(model: Any, check: Corpus, step: int, seconds: float, return_id: int) -> Report:
+def _check(model: Any, check: Corpus, step: int, seconds: float) -> Report:
     model.eval()
-    context, num_context, answers, floor, num = 0.0, 0, 0.0, 0.0, len(check.lengths)
+    context, num_context, answers, num = 0.0, 0, 0.0, len(check.lengths)
     for first in range(0, num, 64):
         ids, is_answer = _padded(check, np.arange(first, min(first + 64, num)))
         ids, is_answer = ids.to(model.device), is_answer.to(model.device)
@@ -120,15 +111,13 @@ def _check(model: Any, check: Corpus, step: int, seconds: float, return_id: int)
         context += float(nll[real & ~answer].sum())
         num_context += int((real & ~answer).sum())
         answers += float(nll[answer].sum())
-        num_lines = ((ids == return_id) & ~is_answer).sum(-1)
-        floor += float(choice_entropy(num_lines.double()).sum())
     model.train()
     return Report(
         step=step,
         seconds=seconds,
         context_loss=context / num_context,
         answer_loss=answers / num,
-        excess=(answers - floor) / num,
+        excess=answers / num - float(check.costs.mean()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,6 +34,15 @@ class Draw:
     def pick(self, items: Sequence[T]) -> T:
         """One of ``items``."""
         return items[self.below(len(items))]
+
+    def weighted(self, items: Mapping[T, float]) -> T:
+        """One of ``items``, each with its probability; these sum to one."""
+        left = self._random()
+        for item, probability in items.items():
+            left -= probability
+            if left < 0:
+                return item
+        return item  # the sum fell short of one by rounding
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """All ``items`` in a drawn order."""

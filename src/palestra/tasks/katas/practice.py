@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template
 
+from palestra.tasks.katas.blind import Edit
 from palestra.tasks.katas.compose import LEVEL0_MODULE
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.families_level0 import SLOTS, TRAIN_NAMES, TRAIN_SHAPES, WORDS
@@ -35,10 +36,18 @@ _FRAMES = (
     ("-$h({})", "The $p $q of {}"),
     ("$h({}, $j)", "The $p of {}"),
     ("({}) // $j", "$p of {}, $q down"),
+    ("-({}) // $j", "The $p of {}, $q"),
+    ("-({}) ** $j", "$p the $q of {}"),
+    ("-(~({}))", "The $p of {}, $q"),
     ("~({})", "The $p of {}"),
+    ("+({})", "The $p of {}"),
+    ("$h(-({}))", "The $p $q of {}"),
+    ("($h({}), $j)", "{} and its $p"),
+    ("$h[{}]", "The $p at {}"),
     ("[{} for $x in $xs]", "Every $p of {}"),
 )
 _NAMES = tuple(name for names in TRAIN_NAMES.values() for name in names.split())
+_NOUNS = tuple(noun for nouns in SLOTS.values() for noun in nouns.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +57,7 @@ class Practice:
     problem_statement: str
     path: str
     text: str
-    wrong: str  # the expression that is returned
-    right: str  # the one that should be
+    called_for: Edit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +92,7 @@ def draw_practice(draw: Draw) -> Practice:
         ),
         path=PATH,
         text="\n\n".join(sources),
-        wrong=target.returned(wrong),
-        right=target.returned(target.op),
+        called_for=Edit(old=target.returned(wrong), new=target.returned(target.op)),
     )
 
 
@@ -93,8 +100,8 @@ def _made(draw: Draw, *, taken: Sequence[str]) -> _Made:
     op = draw.pick(tuple(WORDS))
     name = _free(draw, _NAMES, taken)
     words = {"p": _word(draw), "q": _word(draw), "g": _word(draw), "h": _word(draw)}
-    for slot, choices in SLOTS.items():
-        words[slot] = _free(draw, choices.split(), [*words.values(), name])
+    for slot in SLOTS:
+        words[slot] = _free(draw, _NOUNS, [*words.values(), name])
     numbers = {"k": str(draw.number(0, 9)), "j": str(draw.number(1, 9))}
     parameters, expression, doc = draw.pick((_kata_shape, _made_up_shape))(draw)
     filled = words | numbers | {"op": "$op", "word": WORDS[op]}
