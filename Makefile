@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/palestra demo
 
-# Minutes on a GPU, many hours on a CPU. What it makes stands in src/palestra/policy/demo_policy.
+# Seven minutes on one GPU, most of a day on two CPU cores. What it makes stands in src/palestra/policy/demo_policy.
 POLICY ?= build/demo-policy
 demo-policy: $(VENV)/.installed
 	PYTHONPATH=tools $(BIN)/python -m demo_policy --out $(POLICY)

@@ -216,6 +216,10 @@ class TrainingSection(Section):
     clip_high: float = Field(0.28, ge=0, description="PPO clip above 1.")
     kl_coef: float = Field(0.0, ge=0, description="Weight of the k3 KL to the starting policy.")
     normalize_std: bool = Field(True, description="Divide advantages by the group's deviation.")
+    shuffle_rewards: bool = Field(
+        False,
+        description="A control: deal each group's rewards out at random, so that none is earned.",
+    )
     microbatch_tokens: int = Field(
         16384, gt=0, description="Padded ids in one forward and backward pass."
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palestra.learning.training.advantages import group_advantages
+from palestra.learning.training.advantages import group_advantages, shuffled
 
 REWARDS = st.lists(st.none() | st.floats(-10, 10), min_size=1, max_size=12)
 
@@ -59,3 +59,22 @@ def test_against_numpy(rewards: list[float | None], normalize_std: bool) -> None
     if normalize_std:
         want = want / (known.std(ddof=1) + 1e-6)
     np.testing.assert_allclose(ours, want, rtol=1e-7, atol=1e-7)
+
+
+# --- the control ----------------------------------------------------------------
+
+
+@given(REWARDS, st.text())
+def test_shuffled_rewards_are_the_same_ones_where_there_were_some(
+    rewards: list[float | None], name: str
+) -> None:
+    dealt = shuffled(rewards, name=name)
+    assert [r is None for r in dealt] == [r is None for r in rewards]
+    assert sorted(r for r in dealt if r is not None) == sorted(r for r in rewards if r is not None)
+    assert dealt == shuffled(rewards, name=name), "a resumed run must deal as before"
+
+
+def test_shuffled_rewards_say_nothing_about_the_rollout() -> None:
+    rewards = [1.0, 0.0, None, 0.0, 0.0]
+    first = [shuffled(rewards, name=f"group {n}")[0] for n in range(2000)]
+    assert sum(first) / len(first) == pytest.approx(0.25, abs=0.04)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +72,24 @@ def test_truncated_rollouts_always_count_in_the_baseline(truncated: str, names: 
     )
     assert [r.rollout_id for r in rows] == names
     assert rows[0].advantage == 0.5
+
+
+def test_shuffled_rewards_keep_trouble_out_and_differ_by_group() -> None:
+    groups = [
+        dataclasses.replace(
+            group(
+                rollout("good", Outcome.SOLVED, [turn(0, [1], [2])]),
+                rollout("broken", Outcome.INFRA_ERROR, [turn(0, [1], [4])]),
+                rollout("bad", Outcome.UNSOLVED, [turn(0, [1], [3])]),
+            ),
+            group_id=f"g{n}",
+        )
+        for n in range(20)
+    ]
+    rows = training_rows(groups, normalize_std=False, truncated="keep", shuffle_seed=0)
+    assert {r.rollout_id for r in rows} == {"good", "bad"}
+    pairs = [(a.advantage, b.advantage) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    assert set(pairs) == {(0.5, -0.5), (-0.5, 0.5)}
 
 
 def test_rollouts_that_sampled_nothing_give_no_row() -> None:

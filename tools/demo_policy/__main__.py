@@ -86,7 +86,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="go on from this folder instead of from nothing")
     parser.add_argument("--seed", type=int, default=0, help="of corpus, weights and order")
     parser.add_argument("--conversations", type=int, default=500_000, help="different ones")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=14_500)
     parser.add_argument("--batch-size", type=int, default=256, help="conversations a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--hidden-size", type=int, default=128)

@@ -8,6 +8,7 @@ variant without the division by the deviation.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 _EPSILON = 1e-6
@@ -41,3 +42,15 @@ def group_advantages(
         variance = math.fsum((reward - mean) ** 2 for reward in known) / (len(known) - 1)
         scale = math.sqrt(variance) + _EPSILON
     return tuple(None if reward is None else (reward - mean) / scale for reward in rewards_G)
+
+
+def shuffled(rewards_G: Sequence[float | None], *, name: str) -> tuple[float | None, ...]:
+    """Deal the known rewards of a group out to its rollouts in an order drawn from ``name``.
+
+    Mean and deviation of the group stay as they are and so does who has no reward, but no
+    advantage is earned: what a run still gains with this is not due to its rewards.
+    """
+    known = [reward for reward in rewards_G if reward is not None]
+    random.Random(name).shuffle(known)
+    dealt = iter(known)
+    return tuple(None if reward is None else next(dealt) for reward in rewards_G)

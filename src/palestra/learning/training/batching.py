@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from palestra.learning.training.advantages import group_advantages
+from palestra.learning.training.advantages import group_advantages, shuffled
 from palestra.learning.training.packing import plan_packs
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
@@ -77,20 +77,27 @@ class Microbatch:
 
 
 def training_rows(
-    groups: Iterable[Group], *, normalize_std: bool, truncated: Literal["keep", "mask"]
+    groups: Iterable[Group],
+    *,
+    normalize_std: bool,
+    truncated: Literal["keep", "mask"],
+    shuffle_seed: int | None = None,
 ) -> tuple[TrainingRow, ...]:
     """Turn groups into rows, in the order of groups, rollouts and paths.
 
     Rollouts without a reward give no row. With ``truncated="mask"`` a truncated rollout
     counts in its group's baseline and gives no row either (Yu et al. 2025, *DAPO*,
-    arXiv:2503.14476, section 3.4: overlong filtering).
+    arXiv:2503.14476, section 3.4: overlong filtering). With a ``shuffle_seed`` the rewards
+    of a group are dealt out at random (a control).
 
     Raises:
         ValueError: a reward is not finite, or an id without context claims to be sampled.
     """
     rows: list[TrainingRow] = []
     for group in groups:
-        rewards_G = [rollout.reward for rollout in group.rollouts]
+        rewards_G: Sequence[float | None] = [rollout.reward for rollout in group.rollouts]
+        if shuffle_seed is not None:
+            rewards_G = shuffled(rewards_G, name=f"{shuffle_seed} {group.group_id}")
         advantages_G = group_advantages(rewards_G, normalize_std=normalize_std)
         for rollout, advantage in zip(group.rollouts, advantages_G, strict=True):
             masked = truncated == "mask" and rollout.episode.outcome is Outcome.TRUNCATED

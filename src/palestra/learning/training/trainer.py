@@ -65,6 +65,7 @@ class Trainer:
         self._model_path = model_path
         self._section = training
         self._truncated = truncated
+        self._seed = seed
         self.policy = Policy.load(model_path, model)
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
@@ -107,7 +108,10 @@ class Trainer:
             ValueError: the groups hold no id that could be trained on. Nothing changed.
         """
         rows = training_rows(
-            groups, normalize_std=self._section.normalize_std, truncated=self._truncated
+            groups,
+            normalize_std=self._section.normalize_std,
+            truncated=self._truncated,
+            shuffle_seed=self._seed if self._section.shuffle_rewards else None,
         )
         if not rows:
             raise ValueError(f"{len(groups)} groups hold no sampled id with a reward to train on")
