@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from palestra.errors import TaskError
@@ -50,7 +50,7 @@ def blind_edits(path: str, text: str) -> dict[Edit, float]:
     lines = [line for line in _RETURN.findall(text) if _OPERATOR.search(line)]
     if not lines:
         raise TaskError(f"{path}: no line returns an expression with one of {[*OPPOSITES]}")
-    edits = Counter[Edit]()
+    edits: defaultdict[Edit, float] = defaultdict(float)
     for number, line in enumerate(lines):
         found = list(_OPERATOR.finditer(line))
         of_line = 0.5 * (number == 0) + 0.5 / len(lines)
