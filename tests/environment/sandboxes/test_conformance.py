@@ -1,30 +1,29 @@
-"""What every sandbox backend promises, asked of each one that can start here.
+"""What every sandbox backend promises, asked in each place that can start one here.
 
-Containers need an image with bash, git and python3: ``$PALESTRA_TEST_IMAGE`` names it, else
-the recipe's default is used if the engine has it. An engine or image that is missing skips.
+``places`` says which places there are, and what is missing where one is skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
+import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from places import ENGINES, PLACES, Place, require
 
-from palestra.config import EnvironmentSection, SandboxSection
+from palestra.config import EnvironmentSection
 from palestra.environment.agents.gold import GoldAgent
 from palestra.environment.agents.noop import NoopAgent
 from palestra.environment.agents.protocol import Agent
 from palestra.environment.episode import EpisodeRunner
 from palestra.environment.grading.runner import SandboxGrader
-from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
-from palestra.environment.sandboxes.engine import OWNER_LABEL, EngineBackend
-from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN, EngineKind, open_engine
-from palestra.environment.sandboxes.local import LocalBackend
+from palestra.environment.sandboxes.engine import OWNER_LABEL
+from palestra.environment.sandboxes.engine_api import open_engine
 from palestra.environment.sandboxes.processes import command_lines
 from palestra.environment.sandboxes.protocol import (
     CommandResult,
@@ -33,11 +32,10 @@ from palestra.environment.sandboxes.protocol import (
     SandboxLimits,
     SandboxSpec,
 )
-from palestra.errors import ImageError, SandboxDied, SandboxUnavailable
+from palestra.errors import ImageError, SandboxDied
 from palestra.records import HOST_IMAGE, Outcome, TaskFile
 from palestra.tasks.source import load_tasks
 
-IMAGE = os.environ.get("PALESTRA_TEST_IMAGE", SandboxSection().host_image)
 FILES = (
     TaskFile(path="calc.py", text="def add(a, b):\n    return a - b\n"),
     TaskFile(path="pkg/inner/run.sh", text="#!/bin/sh\necho ran\n", executable=True),
@@ -45,33 +43,41 @@ FILES = (
 SPEC = SandboxSpec(
     image=HOST_IMAGE, workdir="/testbed", files=FILES, env={"FROM_SPEC": "it came along"}
 )
-ENGINES: dict[str, EngineKind] = {"docker": DOCKER, "podman": PODMAN}
-MAKERS: dict[str, Callable[[Path], SandboxBackend]] = {
-    "bubblewrap": lambda state: BubblewrapBackend(store=None, state_dir=state),
-    "docker": lambda _: EngineBackend(DOCKER, host_image=IMAGE),
-    "podman": lambda _: EngineBackend(PODMAN, host_image=IMAGE),
-    "local": lambda state: LocalBackend(state_dir=state),
-}
 
 
-@pytest.fixture(scope="module", params=MAKERS)
-def name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A backend that works here; one trial start for all tests."""
-    try:
-        asyncio.run(MAKERS[request.param](tmp_path_factory.mktemp("trial")).check())
-    except SandboxUnavailable as error:
-        pytest.skip(f"{request.param}: {error}")
-    return str(request.param)
+@pytest.fixture(scope="module", params=PLACES, ids=lambda place: str(place.name))
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place that works here; one trial start for all tests."""
+    assert isinstance(request.param, Place)
+    require(request.param, tmp_path_factory.mktemp("trial"))
+    return request.param
 
 
 @pytest.fixture
-def backend(name: str, tmp_path: Path) -> SandboxBackend:
-    return MAKERS[name](tmp_path / "state")
+def spec(place: Place) -> SandboxSpec:
+    return replace(SPEC, image=place.image)
 
 
 @pytest.fixture
-async def box(backend: SandboxBackend) -> AsyncIterator[Sandbox]:
-    async with backend.start(SPEC) as sandbox:
+def backend(place: Place, tmp_path: Path) -> SandboxBackend:
+    return place.make(tmp_path)
+
+
+@pytest.fixture
+def needs_git(place: Place) -> None:
+    if not place.has_git:
+        pytest.skip("there is no git, bash or Python in it")
+
+
+@pytest.fixture
+def isolated(place: Place) -> None:
+    if place.name == "local":
+        pytest.skip("local isolates nothing, and says so")
+
+
+@pytest.fixture
+async def box(backend: SandboxBackend, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
+    async with backend.start(spec) as sandbox:
         yield sandbox
 
 
@@ -142,7 +148,7 @@ async def test_timeout_kills_the_tree_and_keeps_what_was_printed(box: Sandbox) -
     started_s = time.monotonic()
     done = await run(
         box,
-        "trap '' TERM; echo begun; (setsid sleep 7717 &); sleep 7718 & nohup sleep 7719",
+        "trap '' TERM; echo begun; (setsid sleep 7717 &); sleep 7718 & sleep 7719",
         timeout_s=0.7,
     )
     assert time.monotonic() - started_s < 15
@@ -179,6 +185,7 @@ async def test_cancelled_command_is_killed_and_the_next_one_is_right(box: Sandbo
 # --- files and what is visible ------------------------------------------------
 
 
+@pytest.mark.usefixtures("needs_git")
 async def test_files_are_a_clean_repository(box: Sandbox) -> None:
     assert await output(box, "git status --porcelain; git diff; git fsck --strict 2>&1") == ""
     assert await output(box, "./pkg/inner/run.sh; sed -i 's/a - b/a + b/' calc.py") == "ran\n"
@@ -205,17 +212,16 @@ async def test_files_there_and_back(box: Sandbox) -> None:
 
 
 async def test_no_secrets_of_the_caller(
-    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+    backend: SandboxBackend, spec: SandboxSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    async with backend.start(SPEC) as box:
+    async with backend.start(spec) as box:
         assert "hunter2" not in await output(box, "env")
         assert str(Path.home()) not in await output(box, "cd ~ && ls -A; [ $HOME != /root ] || :")
 
 
-async def test_no_power_and_no_network(backend: SandboxBackend, box: Sandbox) -> None:
-    if backend.name == "local":
-        pytest.skip("local isolates nothing, and says so")
+@pytest.mark.usefixtures("isolated")
+async def test_no_power(box: Sandbox) -> None:
     status = await output(box, "cat /proc/self/status")
     assert "CapEff:\t" + "0" * 16 in status
     assert "NoNewPrivs:\t1" in status
@@ -225,8 +231,8 @@ async def test_no_power_and_no_network(backend: SandboxBackend, box: Sandbox) ->
 # --- deaths -------------------------------------------------------------------
 
 
-async def test_nothing_is_left(backend: SandboxBackend, tmp_path: Path) -> None:
-    async with backend.start(SPEC) as box:
+async def test_nothing_is_left(backend: SandboxBackend, spec: SandboxSpec, tmp_path: Path) -> None:
+    async with backend.start(spec) as box:
         await run(box, "sleep 6655 & setsid sleep 6655 & echo x >y")
     left = [args for _, args in command_lines() if args[:2] == ["sleep", "6655"]]
     assert left == []
@@ -238,10 +244,10 @@ async def test_nothing_is_left(backend: SandboxBackend, tmp_path: Path) -> None:
             assert box.sandbox_id not in str(await api.labelled(OWNER_LABEL))
 
 
-async def test_killed_from_outside(backend: SandboxBackend) -> None:
+async def test_killed_from_outside(backend: SandboxBackend, spec: SandboxSpec) -> None:
     if backend.name not in ENGINES:
         pytest.skip("bubblewrap's own tests do this; local has nothing that could be killed")
-    async with backend.start(SPEC) as box:
+    async with backend.start(spec) as box:
         task = asyncio.create_task(run(box, "sleep 60"))
         await asyncio.sleep(0.1)
         async with open_engine(ENGINES[backend.name]) as api:
@@ -259,6 +265,7 @@ async def test_unknown_image(backend: SandboxBackend) -> None:
             pass
 
 
+@pytest.mark.usefixtures("needs_git")
 @pytest.mark.parametrize(
     ("agent", "expected"), [(GoldAgent(), Outcome.SOLVED), (NoopAgent(), Outcome.UNSOLVED)]
 )

@@ -21,12 +21,9 @@ from typing import Any
 
 from palestra.environment.sandboxes.arguments import HOSTNAME
 from palestra.environment.sandboxes.engine_api import EngineApi, EngineKind, open_engine
-from palestra.environment.sandboxes.engine_channel import (
-    NO_WORKDIR,
-    EngineChannel,
-    shell_arguments,
-)
+from palestra.environment.sandboxes.engine_channel import EngineChannel
 from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
+from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
 from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.owners import is_gone, this_owner
 from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
@@ -105,7 +102,7 @@ class EngineBackend:
         """Start a container; leaving the context removes it.
 
         Raises (on entry):
-            ImageError: the engine has no image ``spec.image``, or it has no bash.
+            ImageError: the engine has no image ``spec.image``, or it has no shell.
             SandboxStartError: it did not come up.
             SandboxUnavailable: there is no engine.
         """
@@ -175,10 +172,10 @@ class _Launch:
         )
         await self._api.start(container_id)
         try:
-            status = await self._channel.wait_ready()
+            ready = await self._channel.wait_ready()
         except SandboxDied as death:
             raise SandboxStartError(f"the sandbox did not come up: {death.message}") from None
-        if status == NO_WORKDIR:
+        if ready is Ready.NO_WORKDIR:
             raise SandboxStartError(f"the image {image} has no directory {spec.workdir}")
         return self._channel
 

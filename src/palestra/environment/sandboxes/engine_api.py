@@ -152,12 +152,12 @@ class EngineApi:
         """Start a container.
 
         Raises:
-            ImageError: the image has no bash.
+            ImageError: the image has no shell.
             SandboxStartError: it does not start for another reason.
         """
         answer = await self._call("POST", f"/containers/{container_id}/start")
-        if answer.is_error and "bash" in answer.text and "not found" in answer.text:
-            raise ImageError("the image has no bash, in which commands run")
+        if answer.is_error and "/bin/sh" in answer.text and "no such file" in answer.text.lower():
+            raise ImageError("the image has no /bin/sh, in which commands run")
         _ok(answer, "starting a container")
 
     async def signal(self, container_id: str, name: str) -> bool:

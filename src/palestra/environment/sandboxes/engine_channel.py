@@ -1,7 +1,7 @@
 """A shell kept open in a container, and the commands that it starts one by one.
 
-The shell is the container's pid 1. It reads ``NUMBER NONCE NUM_BYTES`` and the command's
-text, which ends in a NUL, from its stdin, and says ``NUL NONCE begin NUL`` and ``NUL NONCE
+The shell is the container's pid 1 (:mod:`~palestra.environment.sandboxes.engine_shell`). It
+reads each command, with a number and a nonce, from its stdin, and says ``NUL NONCE begin NUL`` and ``NUL NONCE
 STATUS NUL`` around what the command prints; everything outside of that is thrown away. The
 nonce is fresh for each command, so that no command's output can end another's.
 
@@ -20,89 +20,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from palestra.environment.sandboxes.engine_shell import Ready, closing, framed
 from palestra.environment.sandboxes.engine_stream import EngineStream
 from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.output import HeadAndTail
 from palestra.errors import SandboxDied, SandboxError
 
-NO_WORKDIR = 66
-"""What the shell says when it is ready, and its working directory is not there."""
-
 _KILL_INTERVAL_S = 0.5
 _NUM_KILLS = 20
 _MAX_STATUS_BYTES = 8
-
-# USR2 comes from the engine: kill(-1) from pid 1 reaches everything inside at once, so that
-# no fork escapes it. The end is said there too: whatever would have said it is dead.
-# Every other signal is ignored, and given back to what the shell starts.
-# The OOM killer shall choose a command before the shell. A command that kills its process
-# group shall not hit the shell: job control puts it in one of its own; it is off again for
-# the wait, which would otherwise end for a command that is only stopped.
-SHELL = r"""
-trap '' HUP INT QUIT TERM USR1 PIPE ALRM
-nonce=$2 forwarder= killed=
-trap 'kill -9 -1; killed=1 forwarder=; printf "\0%s 137\0" "$nonce"' USR2
-cd -- "$1" || { printf '\0%s 66\0' "$nonce"; exit 66; }
-exec 3<> <(:)
-forward() {
-  exec 5>&-
-  cat <&0 &
-  echo "$number $!" >&3
-  wait $!; status=$?
-  echo "$number ended" >&3
-  [ $status = 0 ] || exec cat >/dev/null 3>&-
-}
-hear() {
-  said= polls=0
-  while [ -z "$killed" ] && [ $polls -lt $1 ]; do
-    if read -r -t 0.1 -u 3 of said; then [ "$of" = "$number" ] && return
-    else polls=$((polls + 1)); fi
-  done
-  said=
-}
-printf '\0%s 0\0' "$nonce"
-exec 2>/dev/null
-failures=0
-while [ $failures -lt 100 ]; do
-  # a signal can interrupt it
-  read -r next_number next_nonce num_bytes || { failures=$((failures + 1)); continue; }
-  # bash reads a pipe byte by byte; a head that is killed leaves the rest to it
-  text= rest= killed=
-  [ "$num_bytes" -lt 4096 ] || { text=$(head -c "$num_bytes"; printf x); text=${text%x}; }
-  IFS= read -r -d '' rest || continue
-  failures=0
-  if [ -n "$forwarder" ]; then
-    kill -9 "$forwarder"
-    hear 2
-  fi
-  number=$next_number nonce=$next_nonce
-  cd -- "$1" || cd /
-  printf '\0%s begin\0' "$nonce"
-  exec 5> >(forward)
-  hear 100
-  forwarder=$said
-  set -m
-  (
-    trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
-    echo 500 >/proc/self/oom_score_adj
-    exec </dev/null >&5 2>&1 3>&- 5>&-
-    [ -z "$killed" ] || exit 137
-    exec bash -c "$text$rest" bash
-  ) &
-  set +m
-  wait $!; status=$?
-  while [ $status -gt 128 ] && kill -0 $!; do wait $!; status=$?; done
-  if [ $status -gt 128 ]; then wait $!; status=$?; fi
-  if [ $status -lt 0 ]; then status=137; fi
-  printf '\0%s %s\0' "$nonce" "$status" >&5 || printf '\0%s %s\0' "$nonce" "$status"
-  exec 5>&-
-done
-"""
-
-
-def shell_arguments(*, sandbox_id: str, workdir: str, nonce: str) -> list[str]:
-    """The command line of the container's pid 1, which answers ``nonce`` when it is ready."""
-    return ["bash", "--norc", "--noprofile", "-c", SHELL, f"palestra-{sandbox_id}", workdir, nonce]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +45,7 @@ class _Expected:
     """Cuts one command's output out of the stream."""
 
     def __init__(self, nonce: str, output: HeadAndTail, *, begun: bool) -> None:
+        self.nonce = nonce
         self._begin = f"\0{nonce} begin\0".encode()
         self._end = f"\0{nonce} ".encode()
         self._begun = begun
@@ -181,19 +108,22 @@ class EngineChannel:
         self._kill_commands = kill_commands
         self._turn = asyncio.Lock()
         self._number = 0
+        self._secret = nonce
+        self._shell = Ready.BASH
         self._death: str | None = None
         self._complaint = HeadAndTail(4096)
         self._expected: _Expected | None = _Expected(nonce, self._complaint, begun=True)
         self._ready = self._expected
         self._reading = asyncio.create_task(self._read())
 
-    async def wait_ready(self) -> int:
-        """Wait until the shell takes commands; return 0, or :data:`NO_WORKDIR`.
+    async def wait_ready(self) -> Ready:
+        """Wait until the shell takes commands; tell which one it is, or that it cannot.
 
         Raises:
             SandboxDied: it ended instead; with what it said.
         """
-        return await asyncio.shield(self._ready.status)
+        self._shell = Ready(await asyncio.shield(self._ready.status))
+        return self._shell
 
     async def run(self, command: str, *, timeout_s: float, output_limit_bytes: int) -> Ended:
         """Run one command; on time-out kill it and return what it printed so far.
@@ -216,12 +146,11 @@ class EngineChannel:
             self._expected = expected
             started_s = time.monotonic()
             text = command.encode("utf-8", "replace").replace(b"\0", b"")
+            frame = framed(
+                text, number=self._number, nonce=nonce, secret=self._secret, shell=self._shell
+            )
             try:
-                exit_code, timed_out = await self._run(
-                    b"%d %s %d\n%s\0" % (self._number, nonce.encode(), len(text), text),
-                    expected,
-                    timeout_s,
-                )
+                exit_code, timed_out = await self._run(frame, expected, timeout_s)
             except asyncio.CancelledError:
                 # Until it has ended, nothing else may begin.
                 with suppress(SandboxError):
@@ -259,11 +188,17 @@ class EngineChannel:
         # Again and again: the shell may start the command only after the first kill.
         for _ in range(_NUM_KILLS):
             await self._kill_commands()
+            await self._close_frame(expected)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_KILL_INTERVAL_S):
                     await asyncio.shield(expected.status)
                     return
         raise self._die("its shell no longer answers")
+
+    async def _close_frame(self, expected: _Expected) -> None:
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_KILL_INTERVAL_S):
+                await self._stream.send(closing(expected.nonce, self._shell))
 
     async def _read(self) -> None:
         async for data in self._stream.chunks():

@@ -46,7 +46,7 @@ class EngineSandbox:
     async def run(
         self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
     ) -> CommandResult:
-        """Run ``command`` with bash in a fresh process.
+        """Run ``command`` with bash (sh where there is none) in a fresh process.
 
         Raises:
             SandboxDied: the sandbox is gone.
@@ -85,7 +85,7 @@ class EngineSandbox:
         )
         for start in range(0, len(data), _PIECE_BYTES):
             piece = base64.b64encode(data[start : start + _PIECE_BYTES]).decode()
-            await self._do(f"base64 -d <<<{piece} >>{target}", path)
+            await self._do(f"echo {piece} | base64 -d >>{target}", path)
 
     async def read_file(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """The bytes of the absolute ``path``.
