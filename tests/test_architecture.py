@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "palestra"
-GROUND = {"errors", "records", "config", "events", "wire", "serving", "tasks"}
+GROUND = {"errors", "records", "config", "recipe_files", "events", "wire", "serving", "tasks"}
 WINGS = {"environment", "policy", "learning"}
 ROOF = {"run", "report", "cli"}
 MAX_FUNCTION_LINES = 60

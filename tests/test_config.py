@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from palestra.config import load_recipe, parse_recipe, recipe_keys
 from palestra.errors import ConfigError
+from palestra.recipe_files import load_recipe, parse_recipe, recipe_keys
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

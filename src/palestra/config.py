@@ -1,21 +1,15 @@
 """A recipe: one TOML file that is a whole run, as strict sections.
 
-Unknown keys are errors that name the nearest known one. The command line
-overrides any key with ``--set section.key=value``; each component gets only its
-own section.
+Unknown keys are errors; each component gets only its own section. Reading and overriding
+is in :mod:`palestra.recipe_files`.
 """
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from palestra.errors import ConfigError, HostError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SandboxName = Literal["auto", "bubblewrap", "docker", "podman", "local"]
 AgentName = Literal["mini", "gold", "noop"]
@@ -84,6 +78,23 @@ class EnvironmentSection(Section):
     )
     episode_timeout_s: float = Field(
         3600, gt=0, description="Wall-clock seconds that the agent may work on one task."
+    )
+
+
+class GradingSection(Section):
+    """What of a patch counts; the rule itself is in docs/patch-policy.md."""
+
+    refuse: tuple[str, ...] = Field(
+        (),
+        description="Patterns of files that do not count, besides the built-in ones; matched "
+        "against /PATH, * crosses slashes.",
+    )
+    allow: tuple[str, ...] = Field(
+        (), description="Patterns of files that count although a built-in pattern refuses them."
+    )
+    on_refused: Literal["drop", "tampered"] = Field(
+        "drop",
+        description="drop: grade the rest and report; tampered: the episode has reward 0.",
     )
 
 
@@ -279,6 +290,7 @@ class Recipe(Section):
     environment: EnvironmentSection = EnvironmentSection()
     sandbox: SandboxSection = SandboxSection()
     agent: AgentSection = AgentSection()
+    grading: GradingSection = GradingSection()
     model: ModelSection = ModelSection()
     engine: EngineSection = EngineSection()
     sampling: SamplingSection = SamplingSection()
@@ -295,95 +307,3 @@ class Recipe(Section):
                 "sampling.max_new_tokens leaves no room for a prompt in model.max_context"
             )
         return self
-
-
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and lay ``section.key=value`` overrides over it.
-
-    Raises:
-        ConfigError: the file is no TOML, a key is unknown or a value is wrong.
-        HostError: the file cannot be read.
-    """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {path}", hint="recipes/ holds some") from None
-    except OSError as error:
-        raise HostError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, origin=str(path))
-
-
-def parse_recipe(data: dict[str, Any], *, origin: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested dicts.
-
-    Raises:
-        ConfigError: names every wrong key and its nearest known one.
-    """
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
-
-
-def recipe_keys(
-    section: type[Section] = Recipe, prefix: str = ""
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (dotted key, default, description) of every key; the help text of ``train``."""
-    for name, info in section.model_fields.items():
-        sub = _section_of(info.annotation)
-        if sub is not None:
-            yield from recipe_keys(sub, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _show(info.get_default()), info.description or ""
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r} is not of the form section.key=value")
-    *sections, leaf = key.strip().split(".")
-    for name in sections:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"--set {override!r}: {name} is not a section")
-    data[leaf] = _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string, as on any command line
-
-
-def _explain(item: Any) -> str:
-    where = [str(part) for part in item["loc"]]
-    key = ".".join(where)
-    if item["type"] != "extra_forbidden":
-        return f"{key or 'recipe'}: {item['msg'].removeprefix('Value error, ')}"
-    section: type[Section] | None = Recipe
-    for name in where[:-1]:
-        section = _section_of(section.model_fields[name].annotation) if section else None
-    known = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(where[-1], known, n=1)
-    return f"unknown key {key}, " + (
-        f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-    )
-
-
-def _section_of(annotation: Any) -> type[Section] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, Section):
-            return candidate
-    return None
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -133,6 +133,14 @@ class TestSplit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedPart:
+    """A file of a patch that was left out of the grading, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """What the hidden tests said about one patch."""
 
@@ -144,6 +152,8 @@ class Verdict:
     """Every test that the log names → PASSED, FAILED, ERROR, SKIPPED or XFAIL."""
     log: str = field(repr=False)
     duration_s: float
+    refused: tuple[RefusedPart, ...] = ()  # what the patch policy left out
+    tampered: bool = False  # broke a rule that costs the episode; never with ``resolved``
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

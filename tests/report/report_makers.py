@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from palestra.config import EvaluationMode, Recipe, parse_recipe
+from palestra.config import EvaluationMode, Recipe
 from palestra.events import EventLog
 from palestra.learning.evaluations import (
     EvaluatedEpisode,
@@ -16,6 +16,7 @@ from palestra.learning.evaluations import (
     EvaluationStore,
 )
 from palestra.learning.metrics_table import MetricsTable
+from palestra.recipe_files import parse_recipe
 from palestra.records import (
     EpisodeResult,
     Message,

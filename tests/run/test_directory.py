@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from palestra.config import Recipe, load_recipe
+from palestra.config import Recipe
 from palestra.errors import ConfigError, HostError
+from palestra.recipe_files import load_recipe
 from palestra.run.directory import create_run, locked, open_run
 
 

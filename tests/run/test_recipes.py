@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from palestra.config import load_recipe
 from palestra.errors import ConfigError
+from palestra.recipe_files import load_recipe
 from palestra.run.recipes import find_recipe
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -12,9 +12,10 @@ import typer
 
 from palestra.cli.loop import run_cancellable
 from palestra.cli.terminal import Counter, say
-from palestra.config import AgentName, Recipe, SandboxName, parse_recipe
+from palestra.config import AgentName, Recipe, SandboxName
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.errors import ConfigError, HostError
+from palestra.recipe_files import parse_recipe
 from palestra.records import EpisodeResult, Outcome, Task
 from palestra.report.words import solved_of
 from palestra.run.evaluate import EvaluationReport, model_endpoint, run_episodes

@@ -13,8 +13,9 @@ import typer
 
 from palestra.cli.loop import run_until_stopped
 from palestra.cli.terminal import say
-from palestra.config import AgentName, Recipe, SandboxName, load_recipe, parse_recipe
+from palestra.config import AgentName, Recipe, SandboxName
 from palestra.errors import SandboxUnavailable
+from palestra.recipe_files import load_recipe, parse_recipe
 
 if TYPE_CHECKING:
     from palestra.environment.sandboxes.choose import Choice

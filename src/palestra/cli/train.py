@@ -11,8 +11,9 @@ import typer
 from palestra.cli.loop import run_cancellable
 from palestra.cli.report import conclude
 from palestra.cli.training_view import TrainingView
-from palestra.config import SandboxName, load_recipe, recipe_keys
+from palestra.config import SandboxName
 from palestra.errors import ConfigError, MissingExtra
+from palestra.recipe_files import load_recipe, recipe_keys
 from palestra.run.directory import create_run, locked, open_run
 from palestra.run.recipes import find_recipe
 

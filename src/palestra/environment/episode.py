@@ -270,6 +270,8 @@ def _result(
 def _outcome(how: AgentExit, verdict: Verdict | None) -> Outcome:
     if how is AgentExit.MALFORMED:
         return Outcome.MALFORMED
+    if verdict is not None and verdict.tampered:
+        return Outcome.TAMPERED
     if how is not AgentExit.SUBMITTED:
         return Outcome.TRUNCATED
     return Outcome.SOLVED if verdict is not None and verdict.resolved else Outcome.UNSOLVED

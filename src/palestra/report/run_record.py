@@ -8,11 +8,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from palestra.config import Recipe, load_recipe
+from palestra.config import Recipe
 from palestra.errors import ConfigError, HostError
 from palestra.events import Event, read_events
 from palestra.learning.evaluations import Evaluation, EvaluationStore
 from palestra.learning.metrics_table import MetricsTable
+from palestra.recipe_files import load_recipe
 from palestra.run.directory import RunDirectory
 from palestra.run.facts import RunFacts
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import tomli_w
 
-from palestra.config import Recipe, load_recipe
+from palestra.config import Recipe
 from palestra.errors import ConfigError, HostError
+from palestra.recipe_files import load_recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,10 @@ async def open_world(
         disk_bytes=recipe.sandbox.disk_mb << 20,
     )
     grader: Grader = SandboxGrader(
-        backend, limits, eval_timeout_s=recipe.environment.eval_timeout_s
+        backend,
+        limits,
+        eval_timeout_s=recipe.environment.eval_timeout_s,
+        section=recipe.grading,
     )
     if recipe.environment.reuse_verdicts:
         grader = ReusingGrader(grader)

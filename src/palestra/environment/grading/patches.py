@@ -60,15 +60,44 @@ def touched_paths(patch: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_header_paths(patch)))
 
 
-def _header_paths(patch: str) -> Iterator[str]:
+def split_files(patch: str) -> tuple[str, ...]:
+    """Cut a diff where each file begins; joined, the parts are the patch again.
+
+    What stands before the first header of a file belongs to the first part.
+    """
+    parts: list[list[str]] = [[]]
+    has_names = False  # whether the current part has come to its +++
+    for line, is_header in _lines(patch):
+        if is_header and (_GIT_HEADER.match(line) or (has_names and line.startswith("--- "))):
+            if any(parts[-1]):
+                parts.append([])
+            has_names = False
+        has_names = has_names or (is_header and line.startswith("+++ "))
+        parts[-1].append(line)
+    return (*("\n".join([*part, ""]) for part in parts[:-1]), "\n".join(parts[-1]))
+
+
+def headers(patch: str) -> Iterator[str]:
+    """The lines of ``patch`` that are not inside a hunk."""
+    return (line for line, is_header in _lines(patch) if is_header)
+
+
+def _lines(patch: str) -> Iterator[tuple[str, bool]]:
+    """Each line, and whether it stands outside the hunks, where headers are."""
     removed = added = 0  # lines that the current hunk still holds
     for line in patch.split("\n"):
-        if removed > 0 or added > 0:  # inside a hunk anything may look like a header
+        inside = removed > 0 or added > 0  # where anything may look like a header
+        if inside:
             removed -= line[:1] in ("-", " ", "")
             added -= line[:1] in ("+", " ", "")
         elif hunk := _HUNK.match(line):
             removed, added = int(hunk[1] or 1), int(hunk[2] or 1)
-        elif git := _GIT_HEADER.match(line):
+        yield line, not inside
+
+
+def _header_paths(patch: str) -> Iterator[str]:
+    for line in headers(patch):
+        if git := _GIT_HEADER.match(line):
             yield from (_strip(name) for name in _both(git[1].rstrip("\r")))
         elif named := _NAMING.match(line):
             name = _unquote(named[1].split("\t")[0].rstrip("\r"))

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
+from palestra.config import GradingSection
 from palestra.environment.grading import patches
 from palestra.environment.grading.log_parsers import LogParser, parser_named
 from palestra.environment.grading.markers import marked_output
+from palestra.environment.grading.patch_policy import PatchPolicy
 from palestra.environment.grading.verdict import judge, unapplied
 from palestra.environment.sandboxes.protocol import (
     CommandResult,
@@ -63,11 +66,20 @@ class SandboxGrader:
         limits: of each of them.
         eval_timeout_s: seconds that patching, installing and testing may take
             together.
+        section: which files of a patch count, and what the others cost.
     """
 
     def __init__(
-        self, backend: SandboxBackend, limits: SandboxLimits, *, eval_timeout_s: float
+        self,
+        backend: SandboxBackend,
+        limits: SandboxLimits,
+        *,
+        eval_timeout_s: float,
+        section: GradingSection | None = None,
     ) -> None:
+        section = section or GradingSection()
+        self._policy = PatchPolicy(refuse=section.refuse, allow=section.allow)
+        self._is_fatal = section.on_refused == "tampered"
         self._backend = backend
         self._limits = limits
         self._eval_timeout_s = eval_timeout_s
@@ -86,6 +98,17 @@ class SandboxGrader:
         reason = patches.refusal(patch)
         if reason is not None:
             return unapplied(task, log=reason, duration_s=time.monotonic() - started_s)
+        sifted = self._policy.sift(patch, task)
+        verdict = await self._judged(task, sifted.kept, parse, started_s)
+        tampered = bool(sifted.refused) and self._is_fatal
+        return replace(
+            verdict,
+            refused=sifted.refused,
+            tampered=tampered,
+            resolved=verdict.resolved and not tampered,
+        )
+
+    async def _judged(self, task: Task, patch: str, parse: LogParser, started_s: float) -> Verdict:
         env = REBUILD_ENV if patches.touches_build(patch) else SANDBOX_ENV
         spec = SandboxSpec.for_task(task, self._limits, env)
         async with self._backend.start(spec) as sandbox:
