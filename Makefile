@@ -17,8 +17,9 @@ demo-policy: $(VENV)/.installed
 	    --out $(POLICY)-eval
 	$(BIN)/python tools/demo_policy/measure.py $(POLICY)-eval
 
+# As root this installs and starts container engines; otherwise it takes what is there.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	tools/test_engines.sh $(BIN)/python -m pytest
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

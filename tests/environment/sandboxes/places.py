@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -61,7 +62,7 @@ def _unpacked(image: str) -> Callable[[Path], SandboxBackend]:
         store = ImageStore(state / "store")
         if image == IMAGE:
             if not ROOTFS:
-                pytest.skip("$PALESTRA_TEST_ROOTFS names no unpacked tree")
+                missing("$PALESTRA_TEST_ROOTFS names no unpacked tree")
             store.add(image, Path(ROOTFS), env=ENV)
         else:
             store.add(image, busybox_tree(state / "busybox"), env=ENV)
@@ -95,7 +96,14 @@ def require(place: Place, folder: Path) -> None:
     try:
         asyncio.run(_try(place, folder))
     except PalestraError as error:
-        pytest.skip(f"{place.name}: {error}")
+        missing(f"{place.name}: {error}")
+
+
+def missing(what: str) -> NoReturn:
+    """Skip, or fail where everything is to be tested."""
+    if os.environ.get("PALESTRA_TEST_REQUIRE"):
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 async def _try(place: Place, folder: Path) -> None:
@@ -110,7 +118,7 @@ def busybox_tree(folder: Path) -> Path:
     """A root file system of busybox alone: no bash, no Python, no C library."""
     program = shutil.which("busybox")
     if program is None:
-        pytest.skip("there is no busybox (apt-get install busybox-static)")
+        missing("there is no busybox (apt-get install busybox-static)")
     if (folder / "bin/busybox").exists():
         return folder
     for name in ("bin", "dev", "etc", "proc", "root", "tmp"):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import resource
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """The backend over a container engine's API: Docker, and Podman through its service.
 
-One container is one sandbox: no capabilities, no network, limits by the engine. It has no
-limit on what a sandbox writes to the disk; engines offer none that works everywhere.
+One container is one sandbox: no capabilities, no network, limits by the engine, but for
+the disk (:mod:`~palestra.environment.sandboxes.engine_limits`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 import secrets
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 from palestra.environment.sandboxes.arguments import HOSTNAME
 from palestra.environment.sandboxes.engine_api import EngineApi, EngineKind, open_engine
 from palestra.environment.sandboxes.engine_channel import EngineChannel
+from palestra.environment.sandboxes.engine_limits import EngineLimits
 from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
 from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
 from palestra.environment.sandboxes.launch import uninterrupted
@@ -113,18 +114,14 @@ class EngineBackend:
             launch = _Launch(api, sandbox_id=secrets.token_hex(6))
             image = self._host_image if spec.image == HOST_IMAGE else spec.image
             try:
-                channel = await self._in_time(launch.start(image, spec))
-                yield EngineSandbox(
-                    sandbox_id=launch.sandbox_id, workdir=spec.workdir, channel=channel
-                )
+                yield await self._in_time(launch.start(image, spec))
             finally:
                 await uninterrupted(launch.stop())
 
-    async def _in_time(self, starting: Any) -> EngineChannel:
+    async def _in_time(self, starting: Coroutine[Any, Any, EngineSandbox]) -> EngineSandbox:
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                channel: EngineChannel = await starting
-                return channel
+                return await starting
         except TimeoutError:
             raise SandboxStartError(
                 f"the sandbox did not come up in {self._start_timeout_s:g} s"
@@ -156,7 +153,7 @@ class _Launch:
         self._name = f"palestra-{sandbox_id}"
         self._channel: EngineChannel | None = None
 
-    async def start(self, image: str, spec: SandboxSpec) -> EngineChannel:
+    async def start(self, image: str, spec: SandboxSpec) -> EngineSandbox:
         """Create and start the container, and wait for the shell in it."""
         user = await self._api.image_user(image)
         nonce = secrets.token_hex(8)
@@ -177,7 +174,17 @@ class _Launch:
             raise SandboxStartError(f"the sandbox did not come up: {death.message}") from None
         if ready is Ready.NO_WORKDIR:
             raise SandboxStartError(f"the image {image} has no directory {spec.workdir}")
-        return self._channel
+        return EngineSandbox(
+            sandbox_id=self.sandbox_id,
+            workdir=spec.workdir,
+            channel=self._channel,
+            limits=EngineLimits(
+                self._api,
+                container_id,
+                first_pid=await self._api.first_pid(container_id),
+                limits=spec.limits,
+            ),
+        )
 
     async def stop(self) -> None:
         """Remove the container and close the stream; safe in any state."""
@@ -197,7 +204,7 @@ def _settings(image: str, spec: SandboxSpec, arguments: list[str]) -> dict[str, 
         "PidsLimit": limits.num_pids,
         "Memory": limits.memory_bytes,
         "MemorySwap": limits.memory_bytes,
-        "Ulimits": _ulimits(),
+        "Ulimits": [*_ulimits(), _ulimit("fsize", limits.disk_bytes)],
         # The engine would keep what commands print, on the disk and without end.
         "LogConfig": {"Type": "none"},
     }
@@ -232,8 +239,12 @@ def _ulimits() -> list[dict[str, Any]]:
     for name, kind, most in _ULIMITS:
         hard = resource.getrlimit(kind)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
-        limits.append({"Name": name, "Soft": limit, "Hard": limit})
+        limits.append(_ulimit(name, limit))
     return limits
+
+
+def _ulimit(name: str, most: int) -> dict[str, Any]:
+    return {"Name": name, "Soft": most, "Hard": most}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -160,6 +160,17 @@ class EngineApi:
             raise ImageError("the image has no /bin/sh, in which commands run")
         _ok(answer, "starting a container")
 
+    async def first_pid(self, container_id: str) -> int:
+        """The pid of a container's first process where the engine runs; 0 if there is none."""
+        answer = await self._call("GET", f"/containers/{container_id}/json")
+        state = _body(_ok(answer, "looking at a container")).get("State") or {}
+        return int(state.get("Pid") or 0)
+
+    async def written_bytes(self, container_id: str) -> int:
+        """What a container has written over its image; the engine walks all of it to tell."""
+        answer = await self._call("GET", f"/containers/{container_id}/json", params={"size": "1"})
+        return int(_body(_ok(answer, "measuring a container")).get("SizeRw") or 0)
+
     async def signal(self, container_id: str, name: str) -> bool:
         """Send a signal to a container's first process; tell whether it was there."""
         answer = await self._call(

@@ -1,9 +1,9 @@
 """A shell kept open in a container, and the commands that it starts one by one.
 
 The shell is the container's pid 1 (:mod:`~palestra.environment.sandboxes.engine_shell`). It
-reads each command, with a number and a nonce, from its stdin, and says ``NUL NONCE begin NUL`` and ``NUL NONCE
-STATUS NUL`` around what the command prints; everything outside of that is thrown away. The
-nonce is fresh for each command, so that no command's output can end another's.
+reads each command, with a number and a nonce, from its stdin, and says ``NUL NONCE begin NUL``
+and ``NUL NONCE STATUS NUL`` around what the command prints; everything outside of that is
+thrown away. The nonce is fresh for each command, so that no command's output can end another's.
 
 A command prints into a pipe of its own, which a ``cat`` forwards. The shell writes the end
 into that same pipe, behind everything that the command has written, and so knows nothing of

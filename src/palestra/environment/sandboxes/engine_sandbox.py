@@ -8,6 +8,7 @@ import secrets
 import shlex
 
 from palestra.environment.sandboxes.engine_channel import Ended, EngineChannel
+from palestra.environment.sandboxes.engine_limits import EngineLimits
 from palestra.environment.sandboxes.file_reading import check_path, read_answer, read_command
 from palestra.environment.sandboxes.protocol import CommandResult
 from palestra.errors import SandboxError
@@ -20,18 +21,22 @@ _PIECE_BYTES = 66_000
 
 
 class EngineSandbox:
-    """Commands and files through the channel; no other call to the engine.
+    """Commands and files through the channel.
 
     Args:
         sandbox_id: short and unique.
         workdir: absolute directory in which commands start.
         channel: the way in.
+        limits: of its container.
     """
 
-    def __init__(self, *, sandbox_id: str, workdir: str, channel: EngineChannel) -> None:
+    def __init__(
+        self, *, sandbox_id: str, workdir: str, channel: EngineChannel, limits: EngineLimits
+    ) -> None:
         self._sandbox_id = sandbox_id
         self._workdir = workdir
         self._channel = channel
+        self._limits = limits
 
     @property
     def sandbox_id(self) -> str:
@@ -56,14 +61,21 @@ class EngineSandbox:
             script = f"/tmp/palestra-{self._sandbox_id}-{secrets.token_hex(4)}.sh"
             await self.write_file(script, text)
             command = f"exec 9<{script}; rm -f {script}; . /dev/fd/9"
-        done = await self._channel.run(
-            command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+        await self._limits.make_room()
+        async with self._limits.enforced():
+            done = await self._channel.run(
+                command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+            )
+        said = done.output.text()
+        limit = await self._limits.newly_hit(
+            exit_code=done.exit_code, timed_out=done.timed_out, output=said
         )
         return CommandResult(
-            output=done.output.text(),
+            output=said,
             exit_code=done.exit_code,
             timed_out=done.timed_out,
             elided_bytes=done.output.elided_bytes,
+            limit=limit,
             duration_s=done.duration_s,
         )
 

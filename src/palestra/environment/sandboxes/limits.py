@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from palestra.environment.sandboxes import processes
+from palestra.environment.sandboxes.cgroups import SPARE_PIDS, CgroupCounters, own_cgroups
 from palestra.environment.sandboxes.processes import ProcessId
 from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.errors import SandboxStartError
@@ -25,7 +26,6 @@ _WATCH_INTERVAL_S = 0.25
 _REMOVE_ATTEMPTS = 500
 _REMOVE_INTERVAL_S = 0.01
 _CPU_PERIOD_US = 100_000
-_SPARE_PIDS = 4
 
 
 class LimitGroup(Protocol):
@@ -59,7 +59,7 @@ class LimitGroup(Protocol):
         ...
 
     def newly_hit(self) -> str | None:
-        """Which limit was hit since the last call: ``memory``, ``pids`` or ``None``."""
+        """Which limit was hit since the last call: ``memory``, ``pids``, ``cpu`` or ``None``."""
         ...
 
 
@@ -85,7 +85,7 @@ def find_limiter(*, mounts: str | None = None, own_groups: str | None = None) ->
     """
     mounts = _read("/proc/self/mountinfo") if mounts is None else mounts
     own_groups = _read("/proc/self/cgroup") if own_groups is None else own_groups
-    own = _own_cgroups(mounts, own_groups)
+    own = own_cgroups(mounts, own_groups)
     if (unified := own.get("")) and (parent := _delegated_parent(*unified)):
         return CgroupLimiter(
             mechanism="cgroup v2", parents={"memory": parent, "pids": parent, "cpu": parent}
@@ -124,8 +124,7 @@ class CgroupLimiter:
         return _Cgroup(
             folders=folders,
             settings=(_v2_settings if is_v2 else _v1_settings)(limits),
-            memory_events="memory.events" if is_v2 else "memory.oom_control",
-            num_pids=limits.num_pids,
+            counters=CgroupCounters(folders, is_v2=is_v2, num_pids=limits.num_pids),
             mover=self.mover,
         )
 
@@ -136,20 +135,14 @@ class _Cgroup:
         *,
         folders: dict[str, Path],
         settings: dict[str, list[tuple[str, str]]],
-        memory_events: str,
-        num_pids: int,
+        counters: CgroupCounters,
         mover: ThreadPoolExecutor,
     ) -> None:
-        self._num_pids = num_pids
         self._folders = folders
         self._settings = settings
         self._mover = mover
         self._moving: Future[None] | None = None
-        self._counters = {
-            "memory": (f"{folders['memory']}/{memory_events}", "oom_kill"),
-            "pids": (f"{folders['pids']}/pids.events", "max"),
-        }
-        self._seen = dict.fromkeys(self._counters, 0)
+        self._counters = counters
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -189,13 +182,10 @@ class _Cgroup:
         yield
 
     def is_crowded(self) -> bool:
-        return _number(f"{self._folders['pids']}/pids.current") > self._num_pids - _SPARE_PIDS
+        return self._counters.is_crowded()
 
     def newly_hit(self) -> str | None:
-        counts = {name: _counter(*where) for name, where in self._counters.items()}
-        risen = [name for name, count in counts.items() if count > self._seen[name]]
-        self._seen = counts
-        return risen[0] if risen else None
+        return self._counters.newly_hit()
 
 
 def _v2_settings(limits: SandboxLimits) -> dict[str, list[tuple[str, str]]]:
@@ -228,14 +218,6 @@ def _refused(error: OSError) -> SandboxStartError:
     return SandboxStartError(f"cannot set the sandbox's limits: {error}")
 
 
-def _counter(file: str, key: str) -> int:
-    for line in (processes.read_kernel_file(file) or "").splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return int(value)
-    return 0
-
-
 async def remove_cgroup(folder: Path) -> None:
     """Kill what is in a cgroup and remove it; a group that is gone already is fine."""
     for _ in range(_REMOVE_ATTEMPTS):
@@ -255,33 +237,6 @@ def _try_remove(folder: Path) -> bool:
                 processes.kill(process)
         return False
     return True
-
-
-def _number(file: str) -> int:
-    text = (processes.read_kernel_file(file) or "").strip()
-    return int(text) if text.isdigit() else 0
-
-
-def _own_cgroups(mounts: str, own_groups: str) -> dict[str, tuple[Path, Path]]:
-    """Our cgroup by controller ("" is v2), each as (our folder, root of its mount)."""
-    inside: dict[str, str] = {}
-    for line in own_groups.splitlines():
-        _, controllers, path = line.split(":", 2)
-        inside.update(dict.fromkeys(controllers.split(","), path))
-    found = {}
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split(" ")[:3]
-        if kind not in ("cgroup", "cgroup2"):
-            continue
-        root, mount_point = left.split(" ")[3:5]
-        names = [""] if kind == "cgroup2" else options.split(",")
-        for name in names:
-            group = inside.get(name)
-            if group is not None and (group == root or group.startswith(root.rstrip("/") + "/")):
-                own = Path(mount_point, group[len(root) :].lstrip("/"))
-                found[name] = (own, Path(mount_point))
-    return found
 
 
 def _delegated_parent(own: Path, root: Path) -> Path | None:
@@ -365,7 +320,7 @@ class _Watch:
             watching.cancel()
 
     def is_crowded(self) -> bool:
-        return self._num_inside() > self._limits.num_pids - _SPARE_PIDS
+        return self._num_inside() > self._limits.num_pids - SPARE_PIDS
 
     def _num_inside(self) -> int:
         return sum(1 for _ in processes.descendants(self._init_pid)) if self._init_pid else 0

@@ -48,7 +48,8 @@ class CommandResult:
     ``output`` is stdout and stderr merged in order, decoded as UTF-8 with
     replacement, held to a head and a tail; ``elided_bytes`` were dropped between.
     ``exit_code`` is -1 when the command timed out. ``limit`` names a sandbox
-    limit (memory, pids, disk) that the command hit, where that is known.
+    limit (memory, pids, disk, or cpu for one that timed out) that the command hit,
+    where that is known.
     """
 
     output: str

@@ -71,6 +71,8 @@ class BubblewrapSandbox:
                 command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
             )
         limit = self._limits.newly_hit()
+        if limit == "cpu" and not done.timed_out:
+            limit = None  # it was slowed down, and ended all the same
         if limit is not None or done.timed_out:
             await self._channel.clear()
             self._limits.newly_hit()  # what they hit while dying is not the next command's
