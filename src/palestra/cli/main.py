@@ -10,6 +10,7 @@ import typer
 
 import palestra
 from palestra.cli import data, images
+from palestra.cli.certify import certify_tasks
 from palestra.cli.demo import demo
 from palestra.cli.evaluate import evaluate
 from palestra.cli.report import report
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
+app.command("certify")(certify_tasks)
 app.command("report")(report)
 app.command("serve")(serve)
 app.add_typer(data.app, name="data")

@@ -11,7 +11,7 @@ from palestra.environment.grading.protocol import Grader
 from palestra.environment.grading.reuse import ReusingGrader
 from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.choose import Choice, choose_backend
-from palestra.environment.sandboxes.protocol import SandboxLimits
+from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.events import EventSink
 from palestra.run.places import images_folder, state_folder
 
@@ -38,21 +38,37 @@ async def open_world(
         step_timeout_s=recipe.environment.step_timeout_s,
         time_limit_s=recipe.environment.episode_timeout_s,
     )
+    backend, limits = await open_sandboxes(recipe, on_choice=on_choice)
+    grader: Grader = make_grader(recipe, backend, limits)
+    if recipe.environment.reuse_verdicts:
+        grader = ReusingGrader(grader)
+    return EpisodeRunner(backend, agent, grader, recipe.environment, limits, events=events)
+
+
+async def open_sandboxes(
+    recipe: Recipe, *, on_choice: Callable[[Choice], None] | None = None
+) -> tuple[SandboxBackend, SandboxLimits]:
+    """Choose the backend and prove that it works; with the limits of each sandbox.
+
+    Raises:
+        SandboxUnavailable: no sandbox can be started here; says what to do.
+    """
     choice = await choose_backend(recipe.sandbox, state_dir=state_folder(), images=images_folder())
     if on_choice is not None:
         on_choice(choice)
-    backend = choice.backend
     limits = SandboxLimits(
         memory_bytes=recipe.sandbox.memory_mb << 20,
         num_pids=recipe.sandbox.num_pids,
         disk_bytes=recipe.sandbox.disk_mb << 20,
     )
-    grader: Grader = SandboxGrader(
+    return choice.backend, limits
+
+
+def make_grader(recipe: Recipe, backend: SandboxBackend, limits: SandboxLimits) -> SandboxGrader:
+    """The grader that the recipe describes."""
+    return SandboxGrader(
         backend,
         limits,
         eval_timeout_s=recipe.environment.eval_timeout_s,
         section=recipe.grading,
     )
-    if recipe.environment.reuse_verdicts:
-        grader = ReusingGrader(grader)
-    return EpisodeRunner(backend, agent, grader, recipe.environment, limits, events=events)
