@@ -25,14 +25,26 @@ from palestra.environment.sandboxes.engine import EngineBackend
 from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN, EngineKind, open_engine
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.local import LocalBackend
-from palestra.environment.sandboxes.protocol import SandboxBackend
+from palestra.environment.sandboxes.protocol import (
+    CommandResult,
+    Sandbox,
+    SandboxBackend,
+    SandboxSpec,
+)
 from palestra.errors import PalestraError
-from palestra.records import HOST_IMAGE
+from palestra.records import HOST_IMAGE, TaskFile
 
 IMAGE = os.environ.get("PALESTRA_TEST_IMAGE", SandboxSection().host_image)
 BUSYBOX = os.environ.get("PALESTRA_TEST_BUSYBOX", "palestra-test/busybox")
 ROOTFS = os.environ.get("PALESTRA_TEST_ROOTFS", "")
 ENGINES: dict[str, EngineKind] = {"docker": DOCKER, "podman": PODMAN}
+FILES = (
+    TaskFile(path="calc.py", text="def add(a, b):\n    return a - b\n"),
+    TaskFile(path="pkg/inner/run.sh", text="#!/bin/sh\necho ran\n", executable=True),
+)
+SPEC = SandboxSpec(
+    image=HOST_IMAGE, workdir="/testbed", files=FILES, env={"FROM_SPEC": "it came along"}
+)
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
@@ -130,3 +142,13 @@ def busybox_tree(folder: Path) -> Path:
             (folder / "bin" / name).symlink_to("busybox")
     (folder / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     return folder
+
+
+async def run(box: Sandbox, command: str, timeout_s: float = 30) -> CommandResult:
+    return await box.run(command, timeout_s=timeout_s)
+
+
+async def output(box: Sandbox, command: str) -> str:
+    done = await run(box, command)
+    assert done.exit_code == 0, f"{command}: {done}"
+    return done.output

@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from places import ENGINES, PLACES, Place, require
+from places import ENGINES, output, run
 
 from palestra.config import EnvironmentSection
 from palestra.environment.agents.gold import GoldAgent
@@ -25,69 +23,14 @@ from palestra.environment.sandboxes.engine import OWNER_LABEL
 from palestra.environment.sandboxes.engine_api import open_engine
 from palestra.environment.sandboxes.processes import command_lines
 from palestra.environment.sandboxes.protocol import (
-    CommandResult,
     Sandbox,
     SandboxBackend,
     SandboxLimits,
     SandboxSpec,
 )
 from palestra.errors import ImageError, SandboxDied
-from palestra.records import HOST_IMAGE, Outcome, TaskFile
+from palestra.records import Outcome
 from palestra.tasks.source import load_tasks
-
-FILES = (
-    TaskFile(path="calc.py", text="def add(a, b):\n    return a - b\n"),
-    TaskFile(path="pkg/inner/run.sh", text="#!/bin/sh\necho ran\n", executable=True),
-)
-SPEC = SandboxSpec(
-    image=HOST_IMAGE, workdir="/testbed", files=FILES, env={"FROM_SPEC": "it came along"}
-)
-
-
-@pytest.fixture(scope="module", params=PLACES, ids=lambda place: str(place.name))
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A place that works here; one trial start for all tests."""
-    assert isinstance(request.param, Place)
-    require(request.param, tmp_path_factory.mktemp("trial"))
-    return request.param
-
-
-@pytest.fixture
-def spec(place: Place) -> SandboxSpec:
-    return replace(SPEC, image=place.image)
-
-
-@pytest.fixture
-def backend(place: Place, tmp_path: Path) -> SandboxBackend:
-    return place.make(tmp_path)
-
-
-@pytest.fixture
-def needs_git(place: Place) -> None:
-    if not place.has_git:
-        pytest.skip("there is no git, bash or Python in it")
-
-
-@pytest.fixture
-def isolated(place: Place) -> None:
-    if place.name == "local":
-        pytest.skip("local isolates nothing, and says so")
-
-
-@pytest.fixture
-async def box(backend: SandboxBackend, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
-    async with backend.start(spec) as sandbox:
-        yield sandbox
-
-
-async def run(box: Sandbox, command: str, timeout_s: float = 30) -> CommandResult:
-    return await box.run(command, timeout_s=timeout_s)
-
-
-async def output(box: Sandbox, command: str) -> str:
-    done = await run(box, command)
-    assert done.exit_code == 0, f"{command}: {done}"
-    return done.output
 
 
 def names_below(folder: Path) -> list[str]:
@@ -189,7 +132,8 @@ async def test_files_are_a_clean_repository(box: Sandbox) -> None:
     assert await output(box, "git status --porcelain; git diff; git fsck --strict 2>&1") == ""
     assert await output(box, "./pkg/inner/run.sh; sed -i 's/a - b/a + b/' calc.py") == "ran\n"
     assert "+    return a + b" in await output(box, "git diff")
-    assert await output(box, "git commit -qam mine && git log --format=%s | head -1") == "mine\n"
+    commit = "git -c user.name=x -c user.email=x@y commit -qam mine"
+    assert await output(box, f"{commit}; git log --format=%s | head -1") == "mine\n"
 
 
 async def test_files_there_and_back(box: Sandbox) -> None:
