@@ -6,14 +6,14 @@ import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from palestra.environment.sandboxes.arguments import Bind, Blueprint, bwrap_command
 from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
-from palestra.environment.sandboxes.images import ImageStore
+from palestra.environment.sandboxes.images import ImageStore, UnpackedImage
 from palestra.environment.sandboxes.launch import (
     Launch,
     StartFailure,
@@ -22,7 +22,7 @@ from palestra.environment.sandboxes.launch import (
 )
 from palestra.environment.sandboxes.layers import LayerCache
 from palestra.environment.sandboxes.limits import Limiter, find_limiter
-from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
+from palestra.environment.sandboxes.protocol import OnProgress, Sandbox, SandboxSpec
 from palestra.environment.sandboxes.reaper import Leases, reap
 from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
 from palestra.environment.sandboxes.shell import MOUNT_POINT, shell_arguments
@@ -37,6 +37,9 @@ from palestra.records import HOST_IMAGE
 
 _NO_WORKDIR = 66  # as the shell's script says
 _CHECK_TIMEOUT_S = 30.0
+# bwrap walks all mounts of the host, and others mount and unmount while it does.
+_MOUNT_WENT_AWAY = "Unable to apply mount flags"
+_NUM_STARTS = 3
 _STARTS_AN_EVICTION = 512
 _IMAGE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -125,6 +128,15 @@ class BubblewrapBackend:
                 f"a trial sandbox answered {result.output[:200]!r} (exit {result.exit_code})"
             )
 
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """Look ``image`` up in the store.
+
+        Raises:
+            ImageError: it is not there, or broken.
+        """
+        if image != HOST_IMAGE:
+            self._resolve(image)
+
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
         """Start a sandbox; leaving the context removes everything it made.
@@ -136,8 +148,21 @@ class BubblewrapBackend:
             HostError: the state folder cannot be written.
         """
         tools = await self._prepare()
-        sandbox_id = secrets.token_hex(6)
         ground = self._ground(spec, tools.userland)
+        async with AsyncExitStack() as stack:
+            for attempt in range(_NUM_STARTS):
+                try:
+                    yield await stack.enter_async_context(self._launched(tools, spec, ground))
+                    return
+                except StartFailure as failure:
+                    if _MOUNT_WENT_AWAY not in failure.stderr or attempt + 1 == _NUM_STARTS:
+                        raise
+
+    @asynccontextmanager
+    async def _launched(
+        self, tools: _Tools, spec: SandboxSpec, ground: _Ground
+    ) -> AsyncIterator[Sandbox]:
+        sandbox_id = secrets.token_hex(6)
         group = tools.limiter.group(sandbox_id, spec.limits)
         launch = self._open_launch(sandbox_id, ground, tuple(map(str, group.paths)))
         try:
@@ -222,9 +247,7 @@ class BubblewrapBackend:
         )
 
     def _image_ground(self, spec: SandboxSpec) -> _Ground:
-        if self._store is None:
-            raise ImageError(f"no store of unpacked images is set: cannot find {spec.image}")
-        image = self._store.resolve(spec.image)
+        image = self._resolve(spec.image)
         # Root inside is the caller outside, and nobody else is mapped.
         if image.rootfs.stat().st_uid != os.geteuid():
             raise ImageError(
@@ -239,6 +262,11 @@ class BubblewrapBackend:
             binds=_resolver(spec),
             ids=image.user_ids,
         )
+
+    def _resolve(self, name: str) -> UnpackedImage:
+        if self._store is None:
+            raise ImageError(f"no store of unpacked images is set: cannot find {name}")
+        return self._store.resolve(name)
 
     def _files(self, spec: SandboxSpec) -> tuple[Path, ...]:
         return (self._layers.repository(spec.workdir, spec.files),) if spec.files else ()

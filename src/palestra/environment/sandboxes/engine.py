@@ -27,7 +27,7 @@ from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
 from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
 from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.owners import is_gone, this_owner
-from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
+from palestra.environment.sandboxes.protocol import OnProgress, Sandbox, SandboxSpec
 from palestra.environment.sandboxes.repository import write_repository
 from palestra.errors import (
     HostError,
@@ -97,6 +97,18 @@ class EngineBackend:
                 f"the image {self._host_image} lacks {', '.join(done.output.split())}",
                 hint="set sandbox.host_image to one with bash, git and python3",
             )
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """Ask the engine whether it has ``image``.
+
+        Raises:
+            ImageError: it has not.
+            SandboxUnavailable: there is no engine.
+        """
+        if image == HOST_IMAGE:
+            return
+        async with open_engine(self._kind) as api:
+            await api.image_user(image)
 
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:

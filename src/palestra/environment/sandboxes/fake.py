@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from palestra.environment.sandboxes.output import HeadAndTail
-from palestra.environment.sandboxes.protocol import CommandResult, Sandbox, SandboxSpec
+from palestra.environment.sandboxes.protocol import (
+    CommandResult,
+    OnProgress,
+    Sandbox,
+    SandboxSpec,
+)
 from palestra.environment.sandboxes.repository import write_repository
 from palestra.errors import SandboxDied
 
@@ -134,6 +139,9 @@ class FakeSandboxBackend:
 
     async def check(self) -> None:
         """It works everywhere."""
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """There are no images to fetch."""
 
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:

@@ -21,7 +21,7 @@ from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.local_sandbox import LocalSandbox
 from palestra.environment.sandboxes.marked import MARK, kill_marked
 from palestra.environment.sandboxes.owners import is_gone, this_owner
-from palestra.environment.sandboxes.protocol import Sandbox, SandboxSpec
+from palestra.environment.sandboxes.protocol import OnProgress, Sandbox, SandboxSpec
 from palestra.environment.sandboxes.repository import write_repository
 from palestra.errors import HostError, ImageError, SandboxError, SandboxUnavailable
 from palestra.records import HOST_IMAGE
@@ -70,6 +70,9 @@ class LocalBackend:
             raise SandboxUnavailable(
                 f"the local backend needs git: {done.output.strip()[:200]}", hint="install git"
             )
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """There are no images to fetch."""
 
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -60,6 +60,25 @@ class CommandResult:
     duration_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageProgress:
+    """How far the fetching of one image is.
+
+    Attributes:
+        done_bytes: fetched so far, compressed.
+        total_bytes: of the whole image, compressed; ``None`` while unknown.
+        seconds_left: as it goes now; ``None`` while unknown.
+    """
+
+    done_bytes: int
+    total_bytes: int | None
+    seconds_left: float | None
+
+
+OnProgress = Callable[[ImageProgress], None]
+"""Is told now and then how far it is; called on the event loop's thread, must not block."""
+
+
 class Sandbox(Protocol):
     """One live sandbox. Every method raises ``SandboxDied`` once it is gone."""
 
@@ -110,6 +129,18 @@ class SandboxBackend(Protocol):
 
         Raises:
             SandboxUnavailable: they do not; says why and what to do.
+        """
+        ...
+
+    async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
+        """Bring ``image`` to where sandboxes start from; at once when it is there.
+
+        Safe to call for one image from many episodes and processes at the same time:
+        it is fetched once.
+
+        Raises:
+            ImageError: it is unknown, refused or broken.
+            HostError: the disk is or would be full, or a tool is missing.
         """
         ...
 
