@@ -13,7 +13,7 @@ import pytest
 from small_rootfs import make_rootfs
 
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
-from palestra.environment.sandboxes.bwrap import explain_failure, find_bwrap
+from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.layers import LayerCache
 from palestra.environment.sandboxes.limits import WatchdogLimiter, find_limiter, mechanism_in_use
@@ -399,3 +399,32 @@ def test_complaints_are_explained(said: str, expected: str) -> None:
     assert expected in error.message
     assert error.hint
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("num_failures", "works"), [(2, True), (3, False)])
+async def test_a_start_that_a_mount_of_others_spoilt_is_tried_again(
+    tmp_path: Path, num_failures: int, works: bool
+) -> None:
+    """bwrap walks all mounts, and fails where one goes away meanwhile: a container's, say."""
+    real = find_bwrap()
+    spoilt = tmp_path / "bwrap"
+    spoilt.write_text(
+        f"#!/bin/sh\necho >>{tmp_path}/tries\n"
+        f'[ $(wc -l <{tmp_path}/tries) -gt {num_failures} ] && exec {real.path} "$@"\n'
+        "echo \"bwrap: Can't bind mount /oldroot/ on /newroot/: Unable to apply mount flags: "
+        'remount \\"/newroot/merged\\": No such file or directory" >&2\nexit 1\n'
+    )
+    spoilt.chmod(0o755)
+    backend = BubblewrapBackend(
+        store=None,
+        state_dir=tmp_path / "state",
+        bwrap=Bwrap(path=spoilt, version=real.version),
+    )
+    if works:
+        async with backend.start(HOST) as sandbox:
+            assert await output(sandbox, "echo works") == "works\n"
+    else:
+        with pytest.raises(SandboxStartError, match="Unable to apply mount flags"):
+            async with backend.start(HOST):
+                pass
+    assert leftovers(tmp_path / "state") == []

@@ -39,7 +39,7 @@ _NO_WORKDIR = 66  # as the shell's script says
 _CHECK_TIMEOUT_S = 30.0
 # bwrap walks all mounts of the host, and others mount and unmount while it does.
 _MOUNT_WENT_AWAY = "Unable to apply mount flags"
-_NUM_STARTS = 3
+_NUM_RETRIES = 2
 _STARTS_AN_EVICTION = 512
 _IMAGE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -150,13 +150,18 @@ class BubblewrapBackend:
         tools = await self._prepare()
         ground = self._ground(spec, tools.userland)
         async with AsyncExitStack() as stack:
-            for attempt in range(_NUM_STARTS):
-                try:
-                    yield await stack.enter_async_context(self._launched(tools, spec, ground))
-                    return
-                except StartFailure as failure:
-                    if _MOUNT_WENT_AWAY not in failure.stderr or attempt + 1 == _NUM_STARTS:
-                        raise
+            yield await self._entered(stack, tools, spec, ground)
+
+    async def _entered(
+        self, stack: AsyncExitStack, tools: _Tools, spec: SandboxSpec, ground: _Ground
+    ) -> Sandbox:
+        for _ in range(_NUM_RETRIES):
+            try:
+                return await stack.enter_async_context(self._launched(tools, spec, ground))
+            except StartFailure as failure:
+                if _MOUNT_WENT_AWAY not in failure.stderr:
+                    raise
+        return await stack.enter_async_context(self._launched(tools, spec, ground))
 
     @asynccontextmanager
     async def _launched(
