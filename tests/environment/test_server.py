@@ -140,6 +140,35 @@ async def test_an_episode_over_http() -> None:
     assert status["totals"] == {"solved": 1}
 
 
+async def test_metrics_count_what_ended_and_what_lives() -> None:
+    async with served(GoldAgent()) as server:
+        before = (await server.http.get("/metrics")).text
+        await server.run(body())
+        page = await server.http.get("/metrics")
+    lines = page.text.splitlines()
+    assert 'palestra_episodes_total{outcome="solved"} 0.0' in before.splitlines()
+    assert page.headers["content-type"].startswith("text/plain; version=")
+    assert 'palestra_episodes_total{outcome="solved"} 1.0' in lines
+    assert 'palestra_episodes_total{outcome="infra_error"} 0.0' in lines
+    assert 'palestra_stage_seconds_count{stage="start"} 1.0' in lines
+    assert 'palestra_stage_seconds_count{stage="eval"} 1.0' in lines
+    assert not any('stage="model"' in line for line in lines), "an absent time is not 0"
+    assert any(line.startswith("palestra_concurrency ") for line in lines)
+
+
+async def test_metrics_show_where_episodes_are() -> None:
+    async with served(ScriptedAgent(lambda _: ["sleep 0.5"]), concurrency=1) as server:
+        running = [asyncio.create_task(server.run(body(), f"k{n}")) for n in range(3)]
+        await until(
+            lambda: server.service.status()["stages"] == {"agent": 1, "queued": 2},
+            what="one is at work and two wait",
+        )
+        lines = (await server.http.get("/metrics")).text.splitlines()
+        await asyncio.gather(*running)
+    assert 'palestra_episodes_live{stage="queued"} 2.0' in lines
+    assert 'palestra_episodes_live{stage="agent"} 1.0' in lines
+
+
 async def test_a_configured_endpoint_and_a_task_by_id() -> None:
     async with ScriptedModelServer([block(SUBMIT)]) as model:
         policy = PolicyDefaults(base_url=model.base_url, api_key="secret", model_name="qwen")

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default 127.0.0.1.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0: any free one.")] = 11000,
     recipe: Annotated[
         Path | None, typer.Option(help="Take every setting from this recipe; options win.")
@@ -32,6 +34,7 @@ def serve(
         str | None, typer.Option(help="Tasks that a request may name by id alone.")
     ] = None,
     sandbox: Annotated[SandboxName | None, typer.Option(help="Sandbox backend.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Store of unpacked images.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at once.")] = None,
     step_timeout: Annotated[float | None, typer.Option(help="Seconds for one command.")] = None,
     eval_timeout: Annotated[float | None, typer.Option(help="Seconds for the tests.")] = None,
@@ -40,7 +43,13 @@ def serve(
     policy_base_url: Annotated[
         str | None, typer.Option(help="Policy endpoint of requests that name none.")
     ] = None,
-    policy_model_name: Annotated[str, typer.Option(help="Model name sent to it.")] = "policy",
+    policy_model_name: Annotated[
+        str | None, typer.Option(help="Model name sent to it; default policy.")
+    ] = None,
+    env_yaml: Annotated[
+        Path | None,
+        typer.Option(help="Gym's env.yaml; default: the working directory's. Options win."),
+    ] = None,
     token: Annotated[
         str | None,
         typer.Option(envvar="PALESTRA_TOKEN", help="Token that requests must carry."),
@@ -50,6 +59,7 @@ def serve(
 ) -> None:
     """Answer POST /run: start a sandbox, let the agent work, grade, and send the episode."""
     from palestra.run.announcement import Announcement, refusal_line
+    from palestra.run.gym_env import find_gym_env
     from palestra.run.serve import ServeOptions, serve_environment
 
     settings = _settings(
@@ -59,6 +69,7 @@ def serve(
             "agent.step_limit": step_limit,
             "agent.prompt": prompt,
             "sandbox.backend": sandbox,
+            "sandbox.images": images,
             "environment.concurrency": concurrency,
             "environment.step_timeout_s": step_timeout,
             "environment.eval_timeout_s": eval_timeout,
@@ -75,14 +86,15 @@ def serve(
         say(f"serving on {url}")
         _announce(ready_fd, Announcement.of(url, chosen[-1]).to_line())
 
+    gym = find_gym_env(env_yaml)
     options = ServeOptions(
-        host=host,
+        host=host or gym.default_host or "127.0.0.1",
         port=port,
         token=token or settings.environment.token,
         tasks=tasks,
-        policy_base_url=policy_base_url,
-        policy_api_key=os.environ.get("POLICY_API_KEY"),
-        policy_model_name=policy_model_name,
+        policy_base_url=policy_base_url or gym.policy_base_url,
+        policy_api_key=os.environ.get("POLICY_API_KEY") or gym.policy_api_key,
+        policy_model_name=policy_model_name or gym.policy_model_name or "policy",
     )
     try:
         run_until_stopped(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from palestra.environment.server.auth import TokenGate
 from palestra.environment.server.endpoints import BadRequest
+from palestra.environment.server.metrics import CONTENT_TYPE
 from palestra.environment.server.repeats import Stopped
 from palestra.environment.server.service import EpisodeService, ServerStopping
 from palestra.serving import ClientGone, while_connected
@@ -53,6 +54,10 @@ def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
     @app.get("/status")
     async def status() -> Response:
         return _json(service.status())
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics(), media_type=CONTENT_TYPE)
 
     @app.get("/global_config_dict_yaml")
     async def gym_config(request: Request) -> Response:

@@ -21,6 +21,7 @@ from palestra.environment.server.endpoints import (
     choose_endpoint,
     choose_task,
 )
+from palestra.environment.server.metrics import ServerMetrics
 from palestra.environment.server.repeats import KeyReused, Repeats
 from palestra.records import Task
 from palestra.wire import RunRequest
@@ -73,6 +74,7 @@ class EpisodeService:
         self._slots = asyncio.Semaphore(section.concurrency)
         self._live: dict[_Live, asyncio.Task[Any] | None] = {}
         self._totals: Counter[str] = Counter()
+        self._metrics = ServerMetrics(self._stages, concurrency=section.concurrency)
         self._stopping = False
         self._began_s = time.monotonic()
 
@@ -120,13 +122,17 @@ class EpisodeService:
                 }
                 for live in self._live
             ],
-            "stages": dict(Counter(live.stage for live in self._live)),
+            "stages": self._stages(),
             "queue_length": sum(live.stage == QUEUED for live in self._live),
             "concurrency": self._section.concurrency,
             "totals": dict(self._totals),
             "uptime_s": round(now_s - self._began_s, 3),
             "stopping": self._stopping,
         }
+
+    def metrics(self) -> bytes:
+        """The page that Prometheus scrapes."""
+        return self._metrics.render()
 
     def stop_taking(self) -> None:
         """Refuse new requests and give up those in the queue; what is at work goes on."""
@@ -158,9 +164,13 @@ class EpisodeService:
                 )
         result = replace(result, timings=replace(result.timings, queue_s=queue_s))
         self._totals[result.outcome.value] += 1
+        self._metrics.add(result)
         model = endpoint.model if endpoint else self.agent_name
         answer = run_response(request, result, model=model, completions=completions)
         return answer.model_dump_json().encode()
+
+    def _stages(self) -> dict[str, int]:
+        return dict(Counter(live.stage for live in self._live))
 
     @contextmanager
     def _listed(self, task: Task) -> Iterator[_Live]:
