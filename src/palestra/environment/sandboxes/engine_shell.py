@@ -25,7 +25,7 @@ class Ready(IntEnum):
 # the wait, which would otherwise end for a command that is only stopped.
 _BASH = r"""
 trap '' HUP INT QUIT TERM USR1 PIPE ALRM
-nonce=$2 forwarder= killed=
+secret=$2 nonce=$2 forwarder= killed=
 trap 'kill -9 -1; killed=1 forwarder=; printf "\0%s 137\0" "$nonce"' USR2
 cd -- "$1" || { printf '\0%s 66\0' "$nonce"; exit 66; }
 exec 3<> <(:)
@@ -50,7 +50,8 @@ exec 2>/dev/null
 failures=0
 while [ $failures -lt 100 ]; do
   # a signal can interrupt it
-  read -r next_number next_nonce num_bytes || { failures=$((failures + 1)); continue; }
+  read -r word next_number next_nonce num_bytes || { failures=$((failures + 1)); continue; }
+  [ "$word" = "$secret" ] || continue
   # bash reads a pipe byte by byte; a head that is killed leaves the rest to it
   text= rest= killed=
   [ "$num_bytes" -lt 4096 ] || { text=$(head -c "$num_bytes"; printf x); text=${text%x}; }
@@ -84,7 +85,7 @@ while [ $failures -lt 100 ]; do
 done
 """
 
-# The same, without arrays of conveniences: no process substitution, so that the command's
+# The same with less: no process substitution, so that the command's
 # pipe is opened by way of its reader; no read with a time-out or a delimiter, so that a
 # command comes as lines. What is kept of the pipe to ourselves is no name in any folder.
 # A line that was cut by a signal can be the last one: whoever sends the signal sends it again.
@@ -179,15 +180,11 @@ def framed(text: bytes, *, number: int, nonce: str, secret: str, shell: Ready) -
         secret: the nonce that the shell was started with.
         shell: which of the two is listening.
     """
+    # A command can write here, by way of /proc/1/fd: what it leaves shall be a line of its own.
+    header = f"\n{secret} {number} {nonce}"
     if shell is Ready.SH:
-        return b"%s %d %s\n%s\n%s\n" % (
-            secret.encode(),
-            number,
-            nonce.encode(),
-            text,
-            nonce.encode(),
-        )
-    return b"%d %s %d\n%s\0" % (number, nonce.encode(), len(text), text)
+        return header.encode() + b"\n" + text + f"\n{nonce}\n".encode()
+    return f"{header} {len(text)}\n".encode() + text + b"\0"
 
 
 def closing(nonce: str, shell: Ready) -> bytes:
