@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from palestra.environment.images.pull import ImagePuller
 from palestra.environment.sandboxes.arguments import Bind, Blueprint, bwrap_command
 from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
 from palestra.environment.sandboxes.images import ImageStore, UnpackedImage
 from palestra.environment.sandboxes.launch import (
     Launch,
     StartFailure,
-    has_program,
     uninterrupted,
 )
 from palestra.environment.sandboxes.layers import LayerCache
@@ -78,6 +78,7 @@ class BubblewrapBackend:
         state_dir: leases and cached layers; one for all servers of a
             user, on a local file system.
         start_timeout_s: seconds to start one sandbox.
+        puller: brings images into the store; ``None``: only those that are there.
         bwrap: the program; ``None``: found at the first use.
         limiter: the limits' mechanism; ``None``: found at the first use.
     """
@@ -88,10 +89,12 @@ class BubblewrapBackend:
         store: ImageStore | None,
         state_dir: Path,
         start_timeout_s: float = 60.0,
+        puller: ImagePuller | None = None,
         bwrap: Bwrap | None = None,
         limiter: Limiter | None = None,
     ) -> None:
         self._store = store
+        self._puller = puller
         self._state_dir = state_dir.absolute()
         self._start_timeout_s = start_timeout_s
         self._bwrap = bwrap
@@ -129,12 +132,17 @@ class BubblewrapBackend:
             )
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        """Look ``image`` up in the store.
+        """Pull ``image`` into the store where it is not there yet.
 
         Raises:
-            ImageError: it is not there, or broken.
+            ImageError: it is unknown, refused or broken.
+            HostError: the disk is or would be full, or there is no skopeo.
         """
-        if image != HOST_IMAGE:
+        if image == HOST_IMAGE:
+            return
+        if self._puller is not None:
+            await self._puller.ensure(image, on_progress)
+        else:
             self._resolve(image)
 
     @asynccontextmanager
@@ -254,16 +262,16 @@ class BubblewrapBackend:
     def _image_ground(self, spec: SandboxSpec) -> _Ground:
         image = self._resolve(spec.image)
         # Root inside is the caller outside, and nobody else is mapped.
-        if image.rootfs.stat().st_uid != os.geteuid():
+        if any(layer.stat().st_uid != os.geteuid() for layer in image.layers):
             raise ImageError(
                 f"{image.rootfs} belongs to another user, so nothing in it could be changed",
                 hint=f"import a tarball of it: palestra images add {spec.image} FILE.tar",
             )
         hosts = self._layers.get("hosts-1", build_hosts_layer)
         return _Ground(
-            layers=(image.rootfs, hosts, *self._files(spec)),
+            layers=(*image.layers, hosts, *self._files(spec)),
             env={**_IMAGE_ENV, **image.env},
-            shell="/bin/bash" if has_program(image.rootfs, "bash") else "/bin/sh",
+            shell="/bin/bash" if image.has_program("bash") else "/bin/sh",
             binds=_resolver(spec),
             ids=image.user_ids,
         )

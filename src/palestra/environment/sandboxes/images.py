@@ -7,7 +7,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,23 @@ _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnpackedImage:
-    """A root file system in a folder, and how its commands are to be run."""
+    """A root file system in one folder or several layers, and how its commands are to be run."""
 
     name: str
-    rootfs: Path
+    layers: tuple[Path, ...]
+    """The bottommost first; a registered folder or an unpacked tarball is one."""
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str | None = None
     user: str | None = None
     """``uid`` or ``uid:gid`` in numbers, or ``None`` for root."""
+    sources: tuple[Path, ...] = ()
+    """Layers of the store that must stay with it: its own, and those merged into one of them."""
+    digest: str | None = None
+    """Of the configuration, which stands for all that the image is; ``None``: not pulled."""
+    num_bytes: int | None = None
+    """What its layers take on the disk, shared ones included; ``None``: not pulled."""
+    added_at_s: float | None = None
+    """Unix time."""
 
     def __post_init__(self) -> None:
         self.user_ids  # noqa: B018 - a user we cannot apply is refused here
@@ -40,6 +52,15 @@ class UnpackedImage:
                 raise ImageError(f"{self.name}: {name!r} is no name of an environment variable")
         if self.workdir is not None and not self.workdir.startswith("/"):
             raise ImageError(f"{self.name}: workdir {self.workdir!r} is not absolute")
+
+    @property
+    def rootfs(self) -> Path:
+        """The bottommost layer; all of the image, where it is one folder."""
+        return self.layers[0]
+
+    def has_program(self, name: str) -> bool:
+        """Whether it seems to have a program (nothing is run)."""
+        return any(_shows(self.layers, f"{folder}/{name}") for folder in ("bin", "usr/bin"))
 
     @property
     def user_ids(self) -> tuple[int, int]:
@@ -60,6 +81,45 @@ class ImageStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @property
+    def folder(self) -> Path:
+        """Where entries lie, and below it what was pulled and unpacked."""
+        return self._folder
+
+    @property
+    def lock(self) -> Path:
+        """Held shared by who adds layers, and alone by who removes some."""
+        return self._folder / "locks" / "store"
+
+    def layer(self, diff_id: str) -> Path:
+        """Where the layer of that digest (of its uncompressed tarball) lies or will lie."""
+        # Short, since all paths of a stack must fit into one page.
+        return self._folder / "l" / diff_id.removeprefix("sha256:")[:24]
+
+    def all(self) -> tuple[UnpackedImage, ...]:
+        """All images, by name; broken entries are left out."""
+        found = []
+        for path in self._folder.glob("*.json"):
+            with suppress(ImageError):
+                found.append(self._read(path))
+        return tuple(sorted(found, key=lambda image: image.name))
+
+    def has(self, name: str) -> bool:
+        """Whether the image of that name can be started from."""
+        try:
+            self.resolve(name)
+        except ImageError:
+            return False
+        return True
+
+    def used_at_s(self, name: str) -> float:
+        """When the image was last started from or added, in Unix time."""
+        return self._entry(canonical_name(name)).stat().st_mtime
+
+    def forget(self, name: str) -> None:
+        """Remove the entry, not what it is made of."""
+        self._entry(canonical_name(name)).unlink(missing_ok=True)
+
     def names(self) -> tuple[str, ...]:
         """The names of all images, sorted."""
         if not self._folder.is_dir():
@@ -76,11 +136,15 @@ class ImageStore:
         if not path.is_file():
             raise ImageError(
                 f"no unpacked image is called {name}",
-                hint=f"palestra images add {name} ROOTFS (the store is {self._folder})",
+                hint=f"palestra images add {name} ROOTFS, or palestra images pull TASKS "
+                f"(the store is {self._folder})",
             )
         image = self._read(path)
-        if not image.rootfs.is_dir():
-            raise ImageError(f"the root file system of {name} is gone: {image.rootfs}")
+        for layer in image.layers:
+            if not layer.is_dir():
+                raise ImageError(f"the root file system of {name} is gone: {layer}")
+        with suppress(OSError):  # the store may be somebody else's
+            os.utime(path)
         return image
 
     def add(
@@ -102,15 +166,50 @@ class ImageStore:
             raise ImageError(f"{rootfs} is no root file system: it has no /bin")
         image = UnpackedImage(
             name=canonical_name(name),
-            rootfs=rootfs.resolve(),
+            layers=(rootfs.resolve(),),
             env=dict(env or {}),
             workdir=workdir,
             user=user,
+            added_at_s=time.time(),
         )
         try:
             self._write(image)
         except OSError as error:
             raise HostError.from_os(error, doing="cannot write to the image store") from error
+        return image
+
+    def add_pulled(
+        self,
+        name: str,
+        layers: tuple[Path, ...],
+        *,
+        sources: tuple[Path, ...],
+        env: Mapping[str, str],
+        workdir: str | None,
+        user: str | None,
+        digest: str,
+        num_bytes: int,
+    ) -> UnpackedImage:
+        """Register layers of this store as the image ``name``.
+
+        Raises:
+            ImageError: there is no layer, or a setting cannot be applied.
+            OSError: the store cannot be written.
+        """
+        if not layers:
+            raise ImageError(f"{name} has no layers, so nothing could run in it")
+        image = UnpackedImage(
+            name=name,
+            layers=tuple(layer.absolute() for layer in layers),
+            sources=tuple(layer.absolute() for layer in sources),
+            env=env,
+            workdir=workdir,
+            user=user,
+            digest=digest,
+            num_bytes=num_bytes,
+            added_at_s=time.time(),
+        )
+        self._write(image)
         return image
 
     def import_tar(
@@ -158,7 +257,11 @@ class ImageStore:
             entry: dict[str, Any] = orjson.loads(path.read_bytes())
             return UnpackedImage(
                 name=str(entry["name"]),
-                rootfs=Path(entry["rootfs"]),
+                layers=self._layers(entry),
+                sources=tuple(self.layer(item) for item in entry.get("sources", ())),
+                digest=entry.get("digest"),
+                num_bytes=entry.get("num_bytes"),
+                added_at_s=entry.get("added_at_s"),
                 env={str(key): str(value) for key, value in entry["env"].items()},
                 workdir=entry["workdir"],
                 user=entry["user"],
@@ -168,11 +271,27 @@ class ImageStore:
                 f"the image store's entry {path} is broken: {error!r}", hint="remove it"
             ) from None
 
+    def _layers(self, entry: Mapping[str, Any]) -> tuple[Path, ...]:
+        if "layers" in entry:
+            return tuple(self.layer(item) for item in entry["layers"])
+        return (Path(entry["rootfs"]),)
+
     def _write(self, image: UnpackedImage) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         entry = {
             "name": image.name,
-            "rootfs": str(image.rootfs),
+            # By name, so that a store can be moved.
+            **(
+                {
+                    "layers": [layer.name for layer in image.layers],
+                    "sources": [layer.name for layer in image.sources],
+                    "digest": image.digest,
+                    "num_bytes": image.num_bytes,
+                }
+                if image.digest is not None
+                else {"rootfs": str(image.rootfs)}
+            ),
+            "added_at_s": image.added_at_s,
             "env": dict(image.env),
             "workdir": image.workdir,
             "user": image.user,
@@ -192,3 +311,14 @@ def canonical_name(name: str) -> str:
         raise ImageError(f"{name!r} is no name of an image")
     last = name.rsplit("/", 1)[-1]
     return name if ":" in last or "@" in last else f"{name}:latest"
+
+
+def _shows(layers: tuple[Path, ...], path: str) -> bool:
+    """Whether the uppermost layer that speaks of ``path`` has it, and not its whiteout."""
+    for layer in reversed(layers):
+        try:
+            mode = (layer / path).lstat().st_mode
+        except OSError:
+            continue
+        return not stat.S_ISCHR(mode)
+    return False

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from palestra.environment.sandboxes import processes
@@ -215,8 +214,3 @@ async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
     task.result()
     if cancelled is not None:
         raise cancelled
-
-
-def has_program(rootfs: Path, name: str) -> bool:
-    """Whether an unpacked root file system seems to have a program (nothing is run)."""
-    return any(os.path.lexists(rootfs / folder / name) for folder in ("bin", "usr/bin"))

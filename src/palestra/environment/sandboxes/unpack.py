@@ -1,23 +1,35 @@
-"""Unpacking the tarball of a root file system without trusting it.
+"""Unpacking the tarball of a root file system, or of one layer, without trusting it.
 
 Each path is walked component by component from the target folder's descriptor and
 no symlink is ever followed, so nothing can be written outside, whatever the
 tarball says. Works without privileges: everything becomes the caller's own,
-devices are left out, set-user-id bits are dropped.
+devices are left out, set-user-id bits and extended attributes are dropped.
+
+A layer also says what it takes away from the layers below, by files whose names begin
+with ``.wh.``. It is translated to what an unprivileged overlay heeds: a character device
+0:0 in the place of what is gone, ``user.overlay.opaque`` on a folder that hides all below.
 """
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import stat
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from palestra.errors import ImageError
 
+OPAQUE_XATTR = "user.overlay.opaque"
+"""On a folder of a layer that hides all of its name below; value ``y``."""
+
+_WHITEOUT = ".wh."
+_OPAQUE = ".wh..wh..opq"
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -28,29 +40,82 @@ def unpack_tar(tar: Path, target: Path) -> None:
         ImageError: it is no tarball, is cut off, or tries to leave ``target``.
         OSError: the disk is full, or a file cannot be written.
     """
+    with _named(str(tar)), tarfile.open(tar, "r|*") as archive:
+        _unpack(archive, target, whiteouts=None)
+
+
+def unpack_layer(stream: IO[bytes], target: Path, *, name: str) -> None:
+    """Unpack the uncompressed tarball of one layer into the folder ``target``.
+
+    Args:
+        stream: the tarball; read up to its end mark, not further.
+        target: an empty folder.
+        name: of the layer, for messages.
+
+    Raises:
+        ImageError: it is no tarball, is cut off, or tries to leave ``target``.
+        OSError: the disk is full, or a file cannot be written.
+    """
+    with _named(name), tarfile.open(fileobj=stream, mode="r|") as archive:
+        _unpack(archive, target, whiteouts=[])
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ImageError(f"{name} is no usable tarball: {error}") from None
+
+
+def _unpack(
+    archive: tarfile.TarFile, target: Path, *, whiteouts: list[tuple[str, ...]] | None
+) -> None:
     root_fd = os.open(target, _FOLDER_FLAGS)
     folder_modes: list[tuple[tuple[str, ...], int, float]] = []
     try:
-        with tarfile.open(tar, "r|*") as archive:
-            for member in archive:
-                parts = _parts(member.name)
-                if member.isdir():
-                    with _open_folder(root_fd, parts):
-                        pass
-                    folder_modes.append((parts, member.mode, member.mtime))
-                elif parts:
-                    with _open_folder(root_fd, parts[:-1]) as parent_fd:
-                        _extract(archive, member, root_fd, parent_fd, parts[-1])
+        for member in archive:
+            parts = _parts(member.name)
+            if whiteouts is not None and parts and parts[-1].startswith(_WHITEOUT):
+                whiteouts.append(parts)
+            elif member.isdir():
+                with _open_folder(root_fd, parts):
+                    pass
+                folder_modes.append((parts, member.mode, member.mtime))
+            elif parts:
+                with _open_folder(root_fd, parts[:-1]) as parent_fd:
+                    _extract(archive, member, root_fd, parent_fd, parts[-1])
+        # After everything else: they are about the layers below, wherever they stand.
+        for parts in whiteouts or ():
+            with _open_folder(root_fd, parts[:-1]) as parent_fd:
+                _white_out(parent_fd, parts[-1])
         # Last and deepest first: a folder's mode could forbid filling it, and filling
         # it changes its time.
         for parts, mode, mtime_s in reversed(folder_modes):
             with _open_folder(root_fd, parts) as fd:
                 os.fchmod(fd, (mode & 0o1777) | 0o700)
                 os.utime(fd, ns=_times_ns(mtime_s))
-    except (tarfile.TarError, EOFError) as error:
-        raise ImageError(f"{tar} is no usable tarball: {error}") from None
     finally:
         os.close(root_fd)
+
+
+def _white_out(parent_fd: int, mark: str) -> None:
+    if mark == _OPAQUE:
+        os.setxattr(parent_fd, OPAQUE_XATTR, b"y")
+        return
+    name = mark.removeprefix(_WHITEOUT)
+    if name.startswith(_WHITEOUT):
+        return  # what a storage driver kept for itself
+    if name in ("", ".", ".."):
+        raise ImageError(f"the tarball wants to take away {mark!r}, which is no name")
+    try:
+        mode = os.stat(name, dir_fd=parent_fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        os.mknod(name, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent_fd)
+        return
+    if stat.S_ISDIR(mode):  # gone and made anew in one layer: nothing below shows through
+        with _open_folder(parent_fd, (name,)) as fd:
+            os.setxattr(fd, OPAQUE_XATTR, b"y")
 
 
 def _extract(

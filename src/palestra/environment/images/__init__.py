@@ -1,0 +1,1 @@
+"""Bringing images from a registry into the store that sandboxes start from."""
