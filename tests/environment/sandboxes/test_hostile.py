@@ -103,7 +103,8 @@ async def test_shells_that_are_replaced_end_nothing_but_commands(
 ) -> None:
     replace_them = "for s in bash sh; do p=$(command -v $s) && rm -f $p; echo x >$p; done"
     await run(box, f"{replace_them}; chmod 0 /bin/sh /bin/bash")
-    done = await run(box, "echo after", timeout_s=20)
+    # In busybox that was every program: what is left may not even carry the output any more.
+    done = await run(box, "echo after", timeout_s=3)
     assert done.output in ("after\n", "") or done.exit_code in (126, 127), done
     async with backend.start(spec) as other:
         await assert_usable(other)
@@ -131,7 +132,8 @@ async def test_processes_are_limited_and_room_is_made(
     backend: SandboxBackend, small: SandboxSpec
 ) -> None:
     async with backend.start(small) as box:
-        done = await run(box, "i=0; while [ $i -lt 100 ]; do sleep 60 & i=$((i+1)); done", 60)
+        # bash waits long and often before it gives up to fork
+        done = await run(box, "i=0; while [ $i -lt 100 ]; do sleep 60 & i=$((i+1)); done", 3)
         assert done.limit == "pids", done
         await assert_usable(box)
 
