@@ -11,7 +11,9 @@
 set -euo pipefail
 
 KEPT=/var/tmp/palestra-tests
-PACKAGES=(docker.io podman runc skopeo docker-registry debootstrap busybox-static util-linux)
+# PROGRAM:PACKAGE; by program, since Docker may come from elsewhere.
+NEEDED=(dockerd:docker.io podman:podman runc:runc skopeo:skopeo docker-registry:docker-registry
+    debootstrap:debootstrap busybox:busybox-static)
 DEBIAN_PACKAGES=git,python3,python3-pytest,procps
 export PALESTRA_TEST_IMAGE=${PALESTRA_TEST_IMAGE:-palestra-test/debian:1}
 export PALESTRA_TEST_BUSYBOX=${PALESTRA_TEST_BUSYBOX:-palestra-test/busybox:1}
@@ -21,9 +23,8 @@ say() { echo "test_engines: $*" >&2; }
 
 install_packages() {
     local missing=()
-    for package in "${PACKAGES[@]}"; do
-        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' ||
-            missing+=("$package")
+    for needed in "${NEEDED[@]}"; do
+        command -v "${needed%:*}" >/dev/null || missing+=("${needed#*:}")
     done
     [ ${#missing[@]} = 0 ] && return
     say "installing ${missing[*]}"
