@@ -34,8 +34,10 @@ class Registry:
     def push(self, layout: Path, name: str) -> None:
         """Push the image of an OCI layout under ``name``."""
         subprocess.run(
-            ["skopeo", "copy", "--quiet", "--dest-tls-verify=false"]
-            + [f"oci:{layout}:image", f"docker://{self.host}/{name}"],
+            [
+                *("skopeo", "copy", "--quiet", "--dest-tls-verify=false"),
+                *(f"oci:{layout}:image", f"docker://{self.host}/{name}"),
+            ],
             check=True,
             capture_output=True,
             timeout=60,

@@ -27,6 +27,7 @@ from palestra.errors import HostError, ImageError
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
 Push = Callable[..., list[str]]
+_SOMEBODY = 54321
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,13 @@ async def test_layers_env_user_and_what_they_take_away(
     served: Registry, base: bytes, push: Push, tmp_path: Path
 ) -> None:
     lower = tar_of(
-        entry("a/"), entry("a/gone", b"1"), entry("a/kept", b"2"), entry("b/"), entry("b/old", b"3"),
+        entry("a/"), entry("a/gone", b"1"), entry("a/kept", b"2"),
+        entry("b/"), entry("b/old", b"3"),
         entry("c/"), entry("c/old", b"4"), entry("d", b"5"),
     )  # fmt: skip
     upper = tar_of(
-        entry("a/"), entry("a/.wh.gone"), entry("b/"), entry("b/.wh..wh..opq"), entry("b/new", b"6"),
+        entry("a/"), entry("a/.wh.gone"),
+        entry("b/"), entry("b/.wh..wh..opq"), entry("b/new", b"6"),
         entry(".wh.c"), entry("c/"), entry("c/new", b"7"), entry("d/"), entry("d/e", b"8"),
     )  # fmt: skip
     push("t/app", [base, lower, upper, lower, upper], Env=["X=1 2", "PATH=/bin"], User="worker")
@@ -195,7 +198,7 @@ async def test_unknown_unreachable_and_full(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-async def test_a_disk_that_fills_up(served: Registry, push: Push, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(served: Registry, push: Push, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk]).returncode:
@@ -205,7 +208,7 @@ async def test_a_disk_that_fills_up(served: Registry, push: Push, tmp_path: Path
         push("t/bomb", [tar_of(entry("bin/"), entry("zeros", bytes(30 << 20)))])
         store = ImageStore(disk / "store")
         with pytest.raises(HostError, match=r"full|free"):
-            await puller(store, served).ensure("t/bomb", ignore)
+            asyncio.run(puller(store, served).ensure("t/bomb", ignore))
         assert store.names() == ()
         assert not [p for p in (disk / "store/l").iterdir() if p.is_dir()]
     finally:
@@ -218,6 +221,7 @@ from pathlib import Path
 from palestra.environment.images.pull import ImagePuller
 from palestra.environment.images.skopeo import Skopeo
 from palestra.environment.sandboxes.images import ImageStore
+#drop
 puller = ImagePuller(
     ImageStore(Path(sys.argv[1])), source=Skopeo(registry=sys.argv[2]), reserve_bytes=0
 )
@@ -225,9 +229,7 @@ asyncio.run(puller.ensure(sys.argv[3], lambda now: print(now, flush=True)))
 """
 
 
-async def test_killed_in_the_middle(
-    served: Registry, base: bytes, push: Push, tmp_path: Path
-) -> None:
+def test_killed_in_the_middle(served: Registry, base: bytes, push: Push, tmp_path: Path) -> None:
     push("t/killed", [base, tar_of(entry("big", os.urandom(30 << 20)))])
     store = ImageStore(tmp_path / "store")
     for delay_s in (0.05, 0.2, 0.4):
@@ -239,9 +241,8 @@ async def test_killed_in_the_middle(
             process.stdout.readline()  # the fetch has begun
             time.sleep(delay_s)
             process.send_signal(signal.SIGKILL)
-    async with asyncio.timeout(30):
-        await puller(store, served).ensure("t/killed", ignore)
-    said = await run_in(store, tmp_path / "state", "t/killed", "cat testbed/readme.txt")
+    asyncio.run(asyncio.wait_for(puller(store, served).ensure("t/killed", ignore), 30))
+    said = asyncio.run(run_in(store, tmp_path / "state", "t/killed", "cat testbed/readme.txt"))
     assert said == "an image\n"
     assert not list((store.folder / "pulls").iterdir())
 
@@ -267,25 +268,36 @@ def test_as_an_unprivileged_user(served: Registry, base: bytes, push: Push, tmp_
     push("t/plain", [base, tar_of(entry("testbed/"), entry("testbed/.wh.readme.txt"))])
     folder = Path(f"/var/tmp/palestra-test-{os.getpid()}")
     folder.mkdir()
-    shutil.chown(folder, 54321, 54321)
+    os.chown(folder, _SOMEBODY, _SOMEBODY)
     try:
-        command = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
-        command += ["env", f"HOME={folder}", f"XDG_RUNTIME_DIR={folder}", sys.executable, "-c"]
-        done = subprocess.run(
-            [*command, _PULL, str(folder / "store"), served.host, "t/plain"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        if "Permission denied" in done.stderr and "python" in done.stderr:
-            pytest.skip("the interpreter cannot be read by other users")
-        assert done.returncode == 0, done.stderr
-        ran = subprocess.run(
-            [*command, _RUN, str(folder)], capture_output=True, text=True, timeout=60
-        )
+        pulled = _unprivileged(_PULL, folder, str(folder / "store"), served.host, "t/plain")
+        assert pulled.returncode == 0, pulled.stderr
+        owners = {path.lstat().st_uid for path in (folder / "store").rglob("*")}
+        assert owners == {_SOMEBODY}
+        ran = _unprivileged(_RUN, folder, str(folder))
         assert ran.stdout == "bin\n0\n", ran.stderr
     finally:
         shutil.rmtree(folder)
+
+
+# Root may run an interpreter that nobody else can read, so it drops its rights afterwards.
+_DROP = """
+import concurrent.futures.thread, encodings.ascii, encodings.idna, os
+os.setgroups([]); os.setgid({somebody}); os.setuid({somebody})
+"""
+
+
+def _unprivileged(script: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    imports, marker, rest = script.partition("\n#drop\n")
+    assert marker
+    return subprocess.run(
+        [sys.executable, "-c", imports + _DROP.format(somebody=_SOMEBODY) + rest, *arguments],
+        env={**os.environ, "HOME": str(home), "XDG_RUNTIME_DIR": str(home)},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 _RUN = """
@@ -294,6 +306,7 @@ from pathlib import Path
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.protocol import SandboxSpec
+#drop
 async def main():
     folder = Path(sys.argv[1])
     backend = BubblewrapBackend(store=ImageStore(folder / "store"), state_dir=folder / "state")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from palestra.config import SandboxSection
+from palestra.environment.images.pull import ImagePuller
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.engine import EngineBackend
 from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN
@@ -67,7 +68,9 @@ async def choose_backend(
     folder = section.images or images
     makers: dict[str, Callable[[], SandboxBackend]] = {
         "bubblewrap": lambda: BubblewrapBackend(
-            store=ImageStore(folder) if folder is not None else None, state_dir=state_dir
+            store=ImageStore(folder) if folder is not None else None,
+            state_dir=state_dir,
+            puller=ImagePuller(ImageStore(folder)) if folder is not None else None,
         ),
         "docker": lambda: EngineBackend(DOCKER, host_image=section.host_image),
         "podman": lambda: EngineBackend(PODMAN, host_image=section.host_image),

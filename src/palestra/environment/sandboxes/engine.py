@@ -23,6 +23,7 @@ from palestra.environment.sandboxes.arguments import HOSTNAME
 from palestra.environment.sandboxes.engine_api import EngineApi, EngineKind, open_engine
 from palestra.environment.sandboxes.engine_channel import EngineChannel
 from palestra.environment.sandboxes.engine_limits import EngineLimits
+from palestra.environment.sandboxes.engine_pull import EnginePulls
 from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
 from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
 from palestra.environment.sandboxes.launch import uninterrupted
@@ -68,6 +69,7 @@ class EngineBackend:
         self._kind = kind
         self._host_image = host_image
         self._start_timeout_s = start_timeout_s
+        self._pulls = EnginePulls()
         self._reaping = asyncio.Lock()
         self._has_reaped = False
 
@@ -99,16 +101,17 @@ class EngineBackend:
             )
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
-        """Ask the engine whether it has ``image``.
+        """Let the engine pull ``image`` where it does not have it.
 
         Raises:
-            ImageError: it has not.
+            ImageError: it is unknown, refused or broken.
+            HostError: the engine's disk is full.
             SandboxUnavailable: there is no engine.
         """
         if image == HOST_IMAGE:
             return
         async with open_engine(self._kind) as api:
-            await api.image_user(image)
+            await self._pulls.ensure(api, image, on_progress)
 
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:

@@ -21,6 +21,7 @@ from palestra.environment.sandboxes.engine_stream import EngineStream, open_stre
 from palestra.errors import ImageError, SandboxStartError, SandboxUnavailable
 
 _TIMEOUT_S = 60.0
+_PULL_TIMEOUT_S = 600.0  # between two lines; unpacking a large layer says nothing
 _NOT_FOUND = 404
 _CONFLICT = 409
 _REMOVE_POLL_S = 0.05
@@ -116,6 +117,36 @@ class EngineApi:
                 f"{self._kind.name} has no image {image}", hint=f"{self._kind.name} pull {image}"
             )
         return str(_body(_ok(answer, f"looking at {image}")).get("Config", {}).get("User") or "")
+
+    async def has_image(self, image: str) -> bool:
+        """Whether the engine has ``image``."""
+        answer = await self._call("GET", f"/images/{image}/json")
+        if answer.status_code == _NOT_FOUND:
+            return False
+        _ok(answer, f"looking at {image}")
+        return True
+
+    async def pull(self, image: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Pull ``image``, whose tag or digest is named; yield what the engine says of it.
+
+        Raises:
+            SandboxStartError: the engine refuses at once, or falls silent.
+        """
+        try:
+            async with self._client.stream(
+                "POST", "/images/create", params={"fromImage": image}, timeout=_PULL_TIMEOUT_S
+            ) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                    yield {"error": _message(answer)}
+                    return
+                async for line in answer.aiter_lines():
+                    if line.strip():
+                        yield orjson.loads(line)
+        except (httpx.HTTPError, ValueError) as error:
+            raise SandboxStartError(
+                f"{self._kind.name} broke off pulling {image}: {error or type(error).__name__}"
+            ) from error
 
     async def create(self, name: str, settings: Mapping[str, Any]) -> str:
         """Create a container; return its id.
