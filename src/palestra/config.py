@@ -69,6 +69,8 @@ class EnvironmentSection(Section):
     )
     token: str | None = Field(None, description="Token that the environment server wants.")
     concurrency: int = Field(16, gt=0, description="Episodes at once in one server.")
+    queue_timeout_s: float = Field(7200, gt=0, description="Seconds to wait for a place at work.")
+    image_timeout_s: float = Field(3600, gt=0, description="Seconds to bring a task's image.")
     start_timeout_s: float = Field(120, gt=0, description="Seconds to start a sandbox.")
     step_timeout_s: float = Field(600, gt=0, description="Seconds that one command may take.")
     eval_timeout_s: float = Field(1800, gt=0, description="Seconds that the hidden tests may take.")
@@ -78,6 +80,9 @@ class EnvironmentSection(Section):
     )
     episode_timeout_s: float = Field(
         3600, gt=0, description="Wall-clock seconds that the agent may work on one task."
+    )
+    drain_timeout_s: float = Field(
+        600, ge=0, description="Seconds that a stopping server lets its episodes go on."
     )
 
 

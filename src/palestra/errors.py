@@ -9,12 +9,15 @@
     │  ├─ MissingExtra            an optional dependency is not installed
     │  └─ HostError               port taken, disk full, no permission
     ├─ InfraError                 nobody's policy is to blame: never a reward of 0
+    │  ├─ QueueTimeout            no place at work became free in time
     │  ├─ SandboxError
     │  │  ├─ SandboxUnavailable   this machine cannot run the backend at all
     │  │  │  └─ NoIsolation       nor any other backend that isolates
     │  │  ├─ ImageError           the task's image is unknown or broken
+    │  │  │  └─ ImageTimeout      it did not come in time
     │  │  ├─ SandboxStartError    it did not come up
-    │  │  └─ SandboxDied          it went away in the middle of a command
+    │  │  ├─ SandboxDied          it went away in the middle of a command
+    │  │  └─ AgentTimeout         the agent did not keep its own time limit
     │  ├─ ModelUnavailable        the policy endpoint cannot be reached or is broken
     │  ├─ GradingError            the grader itself failed (not the agent's patch)
     │  │  └─ GradingTimeout
@@ -101,6 +104,10 @@ class InfraError(PalestraError):
     """Infrastructure trouble: retried or dropped, never rewarded with 0."""
 
 
+class QueueTimeout(InfraError):
+    """An episode waited too long for its turn."""
+
+
 class SandboxError(InfraError):
     """A sandbox could not do its duty."""
 
@@ -119,12 +126,20 @@ class ImageError(SandboxError):
     """The task's image is unknown, incomplete or cannot be unpacked."""
 
 
+class ImageTimeout(ImageError):
+    """The task's image did not come in time."""
+
+
 class SandboxStartError(SandboxError):
     """The sandbox did not come up."""
 
 
 class SandboxDied(SandboxError):
     """The sandbox went away while a command was running or before it."""
+
+
+class AgentTimeout(SandboxError):
+    """The agent went on long after its own time limit."""
 
 
 class ModelUnavailable(InfraError):

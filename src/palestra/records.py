@@ -161,6 +161,7 @@ class Timings:
     """Seconds by stage; a stage that was not reached is ``None``."""
 
     queue_s: float | None = None
+    image_s: float | None = None
     start_s: float | None = None
     agent_s: float | None = None
     model_s: float | None = None

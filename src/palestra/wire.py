@@ -71,6 +71,16 @@ class RunRequest(BaseModel):
         }
 
 
+class PrefetchRequest(BaseModel):
+    """Body of ``POST /prefetch``: what is needed next, the first one first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: tuple[str, ...] = ()
+    instance_ids: tuple[str, ...] = ()
+    """Of tasks that the server was started with."""
+
+
 class RunResponse(BaseModel):
     """Answer of ``POST /run``."""
 

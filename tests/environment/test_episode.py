@@ -138,7 +138,7 @@ async def test_mini_solves_in_the_end_to_end_order_of_stages() -> None:
         result = await runner(mini()).run(
             make_task(), endpoint(model.base_url), episode_id="e1", on_stage=stages.append
         )
-    assert stages == ["start", "agent", "diff", "grade"]
+    assert stages == ["image", "start", "agent", "diff", "grade"]
     assert (result.episode_id, result.outcome, result.num_turns) == ("e1", Outcome.SOLVED, 3)
     timings = result.timings
     assert timings.queue_s is None
@@ -249,7 +249,7 @@ async def test_every_stage_has_its_time_out_and_its_error(monkeypatch: pytest.Mo
     monkeypatch.setattr("palestra.environment.episode.AGENT_GRACE_S", 0.1)
     monkeypatch.setattr("palestra.environment.episode.GRADING_GRACE_S", 0.1)
     stuck = await run(BrokenAgent(), episode_timeout_s=0.1)
-    assert stuck.exit_status == "SandboxError"
+    assert stuck.exit_status == "AgentTimeout"
     assert stuck.error is not None
     assert "did not end" in stuck.error
     endless = await runner(

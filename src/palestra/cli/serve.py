@@ -36,6 +36,16 @@ def serve(
     sandbox: Annotated[SandboxName | None, typer.Option(help="Sandbox backend.")] = None,
     images: Annotated[Path | None, typer.Option(help="Store of unpacked images.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at once.")] = None,
+    prefetch: Annotated[
+        bool, typer.Option(help="Bring the images of --tasks at once, in the background.")
+    ] = False,
+    queue_timeout: Annotated[float | None, typer.Option(help="Seconds in the queue.")] = None,
+    image_timeout: Annotated[float | None, typer.Option(help="Seconds for an image.")] = None,
+    start_timeout: Annotated[float | None, typer.Option(help="Seconds to start.")] = None,
+    agent_timeout: Annotated[float | None, typer.Option(help="Seconds for the agent.")] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that episodes may go on after SIGTERM.")
+    ] = None,
     step_timeout: Annotated[float | None, typer.Option(help="Seconds for one command.")] = None,
     eval_timeout: Annotated[float | None, typer.Option(help="Seconds for the tests.")] = None,
     step_limit: Annotated[int | None, typer.Option(min=1, help="Model calls an episode.")] = None,
@@ -71,6 +81,11 @@ def serve(
             "sandbox.backend": sandbox,
             "sandbox.images": images,
             "environment.concurrency": concurrency,
+            "environment.queue_timeout_s": queue_timeout,
+            "environment.image_timeout_s": image_timeout,
+            "environment.start_timeout_s": start_timeout,
+            "environment.episode_timeout_s": agent_timeout,
+            "environment.drain_timeout_s": drain_timeout,
             "environment.step_timeout_s": step_timeout,
             "environment.eval_timeout_s": eval_timeout,
         },
@@ -92,6 +107,7 @@ def serve(
         port=port,
         token=token or settings.environment.token,
         tasks=tasks,
+        prefetch=prefetch,
         policy_base_url=policy_base_url or gym.policy_base_url,
         policy_api_key=os.environ.get("POLICY_API_KEY") or gym.policy_api_key,
         policy_model_name=policy_model_name or gym.policy_model_name or "policy",

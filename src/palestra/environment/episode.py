@@ -18,12 +18,20 @@ from palestra.environment.agents.protocol import Agent, AgentExit, AgentResult, 
 from palestra.environment.grading.protocol import Grader
 from palestra.environment.patch import StartTrees, UnreadableTree, working_tree_diff
 from palestra.environment.sandboxes.protocol import (
+    OnProgress,
     Sandbox,
     SandboxBackend,
     SandboxLimits,
     SandboxSpec,
 )
-from palestra.errors import GradingTimeout, InfraError, SandboxError, SandboxStartError
+from palestra.errors import (
+    AgentTimeout,
+    GradingTimeout,
+    HostError,
+    ImageTimeout,
+    InfraError,
+    SandboxStartError,
+)
 from palestra.events import EventSink, NullEvents
 from palestra.records import EpisodeResult, ExitStatus, Outcome, Task, Timings, Verdict
 
@@ -33,7 +41,7 @@ AGENT_GRACE_S = 30.0
 GRADING_GRACE_S = 60.0
 
 OnStage = Callable[[str], None]
-"""Told of each stage as it begins: ``start``, ``agent``, ``diff``, ``grade``."""
+"""Told of each stage as it begins: ``image``, ``start``, ``agent``, ``diff``, ``grade``."""
 
 _EXIT_STATUS = {
     AgentExit.SUBMITTED: ExitStatus.SUBMITTED,
@@ -51,6 +59,7 @@ class _Progress:
     """What is known so far, so that a failure keeps it."""
 
     began_s: float
+    image_s: float | None = None
     start_s: float | None = None
     agent_s: float | None = None
     eval_s: float | None = None
@@ -58,6 +67,7 @@ class _Progress:
     patch: str | None = None
     verdict: Verdict | None = None
     on_stage: OnStage = field(default=lambda _: None)
+    on_image: OnProgress = field(default=lambda _: None)
 
 
 class EpisodeRunner:
@@ -108,6 +118,7 @@ class EpisodeRunner:
         *,
         episode_id: str | None = None,
         on_stage: OnStage | None = None,
+        on_image: OnProgress | None = None,
     ) -> EpisodeResult:
         """Run one episode to its end. Failures are in the result; cancelling passes through.
 
@@ -116,14 +127,17 @@ class EpisodeRunner:
             endpoint: plays the policy; ``None`` for agents that need none.
             episode_id: a fresh one if not given.
             on_stage: told of each stage as it begins.
+            on_image: told how far the image is, where it must be fetched.
         """
         episode_id = episode_id or secrets.token_hex(8)
         progress = _Progress(began_s=time.monotonic())
         if on_stage is not None:
             progress.on_stage = on_stage
+        if on_image is not None:
+            progress.on_image = on_image
         try:
             await self._attempt(task, endpoint, progress)
-        except InfraError as error:
+        except (InfraError, HostError) as error:
             return _failed(task, episode_id, progress, error)
         except UnreadableTree as error:
             # The agent's own doing, so it is its own loss.
@@ -142,9 +156,12 @@ class EpisodeRunner:
     async def _attempt(
         self, task: Task, endpoint: ModelEndpoint | None, progress: _Progress
     ) -> None:
+        progress.on_stage("image")
+        await self._bring_image(task, progress)
         progress.on_stage("start")
+        start_began_s = time.monotonic()
         async with self._started(task) as (sandbox, base):
-            progress.start_s = time.monotonic() - progress.began_s
+            progress.start_s = time.monotonic() - start_began_s
             progress.on_stage("agent")
             progress.agent = await self._work(task, sandbox, endpoint, progress)
             if progress.agent.exit is AgentExit.MALFORMED:
@@ -153,6 +170,19 @@ class EpisodeRunner:
             progress.patch = await working_tree_diff(sandbox, base)
         progress.on_stage("grade")
         await self._grade(task, progress.patch, progress)
+
+    async def _bring_image(self, task: Task, progress: _Progress) -> None:
+        limit_s = self._section.image_timeout_s
+        began_s = time.monotonic()
+        late = ImageTimeout(
+            f"{task.instance_id}: the image {task.image} did not come in {limit_s:g} s",
+            hint="palestra images pull brings images beforehand; or raise --image-timeout",
+        )
+        try:
+            async with _within(limit_s, late):
+                await self._backend.ensure_image(task.image, progress.on_image)
+        finally:
+            progress.image_s = time.monotonic() - began_s
 
     @asynccontextmanager
     async def _started(self, task: Task) -> AsyncIterator[tuple[Sandbox, str]]:
@@ -177,7 +207,7 @@ class EpisodeRunner:
         began_s = time.monotonic()
         try:
             async with _within(
-                limit_s, SandboxError(f"{task.instance_id}: the agent did not end in {limit_s:g} s")
+                limit_s, AgentTimeout(f"{task.instance_id}: the agent did not end in {limit_s:g} s")
             ):
                 return await self._agent.run(task, sandbox, endpoint)
         finally:
@@ -206,6 +236,11 @@ async def _within(limit_s: float, late: InfraError) -> AsyncIterator[None]:
         if limit.expired():
             raise late from None
         raise
+
+
+def never_begun(task: Task, episode_id: str, error: InfraError) -> EpisodeResult:
+    """The result of an episode that failed before its first stage."""
+    return _failed(task, episode_id, _Progress(began_s=time.monotonic()), error)
 
 
 def _ended(
@@ -257,6 +292,7 @@ def _result(
         num_turns=agent.num_turns if agent else 0,
         num_tool_calls=agent.num_tool_calls if agent else 0,
         timings=Timings(
+            image_s=progress.image_s,
             start_s=progress.start_s,
             agent_s=progress.agent_s,
             model_s=agent.model_s if agent else None,

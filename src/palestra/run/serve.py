@@ -13,6 +13,7 @@ from palestra.environment.server.serve import serve
 from palestra.environment.server.service import EpisodeService
 from palestra.run.world import open_world
 from palestra.tasks.source import load_tasks
+from palestra.wire import PrefetchRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class ServeOptions:
     port: int
     token: str | None = field(default=None, repr=False)
     tasks: str | None = None
+    prefetch: bool = False
     policy_base_url: str | None = None
     policy_api_key: str | None = field(default=None, repr=False)
     policy_model_name: str = "policy"
@@ -60,6 +62,8 @@ async def serve_environment(
         ),
         tasks=tasks,
     )
+    if options.prefetch:
+        service.prefetch(PrefetchRequest(instance_ids=tuple(t.instance_id for t in tasks)))
     await serve(
         service,
         host=options.host,
@@ -67,4 +71,5 @@ async def serve_environment(
         token=options.token,
         on_ready=on_ready,
         stop=stop,
+        drain_timeout_s=recipe.environment.drain_timeout_s,
     )

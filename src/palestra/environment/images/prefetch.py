@@ -79,6 +79,10 @@ class Prefetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop, and wait until what was under way has been given up."""
         self._waiting.clear()
         running = list(self._running)
         for task in running:

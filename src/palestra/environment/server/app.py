@@ -15,10 +15,12 @@ from palestra.environment.server.metrics import CONTENT_TYPE
 from palestra.environment.server.repeats import Stopped
 from palestra.environment.server.service import EpisodeService, ServerStopping
 from palestra.serving import ClientGone, while_connected
-from palestra.wire import RunRequest
+from palestra.wire import PrefetchRequest, RunRequest
 
 Result = TypeVar("Result")
 
+CLIENT_HEADER = "X-Palestra-Client"
+"""Says whose request it is, for turns in the queue."""
 CLIENT_GONE = 499  # nobody reads it; the access log does
 GYM_AGENT = "mini_swe_agent"
 GYM_SERVER = "mini_swe_simple_agent"
@@ -44,8 +46,15 @@ def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
     async def run(request: Request) -> Response:
         wanted = RunRequest.model_validate_json(await request.body())
         key = request.headers.get("idempotency-key") or None
-        answer = await while_connected(request, service.answer(wanted, idempotency_key=key))
+        client = request.headers.get(CLIENT_HEADER, "")
+        work = service.answer(wanted, idempotency_key=key, client=client)
+        answer = await while_connected(request, work)
         return Response(answer, media_type="application/json")
+
+    @app.post("/prefetch")
+    async def prefetch(request: Request) -> Response:
+        wanted = PrefetchRequest.model_validate_json(await request.body())
+        return _json({"num_images": service.prefetch(wanted)}, status=202)
 
     @app.get("/health")
     async def health() -> Response:

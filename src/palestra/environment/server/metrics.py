@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from palestra.records import EpisodeResult, Outcome, Timings
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_STAGES_WITH_SANDBOX = ("start", "agent", "diff", "grade")
 _BUCKETS_S = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
@@ -19,12 +20,19 @@ class ServerMetrics:
 
     Args:
         live: how many episodes are in which stage, now.
+        num_pulls: how many images are being fetched, now.
         concurrency: how many may be at work.
     """
 
-    def __init__(self, live: Callable[[], Mapping[str, int]], *, concurrency: int) -> None:
+    def __init__(
+        self,
+        live: Callable[[], Mapping[str, int]],
+        num_pulls: Callable[[], int],
+        *,
+        concurrency: int,
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=True)
-        self._registry.register(_Live(live, concurrency))
+        self._registry.register(_Live(live, num_pulls, concurrency))
         self._episodes = Counter(
             "palestra_episodes", "Episodes that ended.", ["outcome"], registry=self._registry
         )
@@ -52,15 +60,29 @@ class ServerMetrics:
 class _Live(Collector):
     """Asked at each scrape, so that nothing has to be kept in step."""
 
-    def __init__(self, live: Callable[[], Mapping[str, int]], concurrency: int) -> None:
+    def __init__(
+        self,
+        live: Callable[[], Mapping[str, int]],
+        num_pulls: Callable[[], int],
+        concurrency: int,
+    ) -> None:
         self._live = live
+        self._num_pulls = num_pulls
         self._concurrency = concurrency
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         stages = GaugeMetricFamily("palestra_episodes_live", "Episodes by stage.", labels=["stage"])
-        for stage, count in self._live().items():
+        live = self._live()
+        for stage, count in live.items():
             stages.add_metric([stage], count)
         yield stages
+        yield GaugeMetricFamily(
+            "palestra_queue_length", "Episodes that wait for a place.", live.get("queued", 0)
+        )
+        # An episode has one sandbox at a time: its agent's, then its tests'.
+        num_sandboxes = sum(live.get(stage, 0) for stage in _STAGES_WITH_SANDBOX)
+        yield GaugeMetricFamily("palestra_sandboxes", "Sandboxes of episodes.", num_sandboxes)
+        yield GaugeMetricFamily("palestra_pulls", "Images being fetched.", self._num_pulls())
         yield GaugeMetricFamily(
             "palestra_concurrency", "Episodes that may be at work at once.", self._concurrency
         )
@@ -69,6 +91,7 @@ class _Live(Collector):
 def _stages(timings: Timings) -> Iterator[tuple[str, float]]:
     for stage, seconds in (
         ("queue", timings.queue_s),
+        ("image", timings.image_s),
         ("start", timings.start_s),
         ("agent", timings.agent_s),
         ("model", timings.model_s),

@@ -25,6 +25,7 @@ async def serve(
     token: str | None,
     on_ready: Callable[[str], None],
     stop: asyncio.Event,
+    drain_timeout_s: float = 600.0,
 ) -> None:
     """Serve until ``stop`` is set, then let the episodes at work end.
 
@@ -38,6 +39,7 @@ async def serve(
         token: requests must carry it; ``None``: none needs to.
         on_ready: told the URL once requests are taken.
         stop: set by whoever owns the signals.
+        drain_timeout_s: how long episodes may go on after ``stop``; then they are cancelled.
 
     Raises:
         ConfigError: others could reach the server, and it has no token.
@@ -59,7 +61,7 @@ async def serve(
         await _until(stop, serving)
         service.stop_taking()
         server.should_exit = True
-        await asyncio.shield(serving)
+        await asyncio.wait({serving}, timeout=drain_timeout_s)
     finally:
         await service.aclose()
         await _closed(server, serving)

@@ -13,7 +13,9 @@ from typing import Any
 
 from palestra.config import EnvironmentSection
 from palestra.environment.agents.protocol import ModelEndpoint
-from palestra.environment.episode import EpisodeRunner
+from palestra.environment.episode import EpisodeRunner, never_begun
+from palestra.environment.images.prefetch import Prefetcher
+from palestra.environment.sandboxes.protocol import ImageProgress
 from palestra.environment.server.answers import run_response
 from palestra.environment.server.endpoints import (
     BadRequest,
@@ -22,9 +24,11 @@ from palestra.environment.server.endpoints import (
     choose_task,
 )
 from palestra.environment.server.metrics import ServerMetrics
+from palestra.environment.server.queue import FairQueue
 from palestra.environment.server.repeats import KeyReused, Repeats
-from palestra.records import Task
-from palestra.wire import RunRequest
+from palestra.errors import QueueTimeout
+from palestra.records import EpisodeResult, Task
+from palestra.wire import PrefetchRequest, RunRequest
 
 QUEUED = "queued"
 
@@ -41,13 +45,27 @@ class _Live:
     instance_id: str
     began_s: float
     stage: str = QUEUED
+    image: ImageProgress | None = None
 
     def enter(self, stage: str) -> None:
         self.stage = stage
+        self.image = None
+
+    def note_image(self, progress: ImageProgress) -> None:
+        self.image = progress
+
+    def describe(self, now_s: float) -> dict[str, Any]:
+        return {
+            "id": self.episode_id,
+            "instance_id": self.instance_id,
+            "stage": self.stage,
+            "seconds": round(now_s - self.began_s, 3),
+            **({"detail": pulling(self.image)} if self.image else {}),
+        }
 
 
 class EpisodeService:
-    """Answers run requests, ``section.concurrency`` at once, first come first served.
+    """Answers run requests, ``section.concurrency`` at once, the clients by turns.
 
     Args:
         runner: runs the episodes.
@@ -55,6 +73,7 @@ class EpisodeService:
         policy: the endpoint of requests that name none.
         tasks: that a request may name by id alone.
         repeats: remembers answers by idempotency key.
+        prefetcher: brings images ahead; ``None``: one of the runner's backend.
     """
 
     def __init__(
@@ -65,16 +84,20 @@ class EpisodeService:
         policy: PolicyDefaults | None = None,
         tasks: Iterable[Task] = (),
         repeats: Repeats | None = None,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self._runner = runner
         self._section = section
         self._policy = policy or PolicyDefaults()
         self._tasks: Mapping[str, Task] = {task.instance_id: task for task in tasks}
         self._repeats = repeats or Repeats()
-        self._slots = asyncio.Semaphore(section.concurrency)
+        self._prefetcher = prefetcher or Prefetcher(runner.backend.ensure_image)
+        self._queue = FairQueue(section.concurrency)
         self._live: dict[_Live, asyncio.Task[Any] | None] = {}
         self._totals: Counter[str] = Counter()
-        self._metrics = ServerMetrics(self._stages, concurrency=section.concurrency)
+        self._metrics = ServerMetrics(
+            self._stages, self._num_pulls, concurrency=section.concurrency
+        )
         self._stopping = False
         self._began_s = time.monotonic()
 
@@ -88,11 +111,18 @@ class EpisodeService:
         """Name of the configured policy."""
         return self._policy.model_name
 
-    async def answer(self, request: RunRequest, *, idempotency_key: str | None = None) -> bytes:
+    async def answer(
+        self, request: RunRequest, *, idempotency_key: str | None = None, client: str = ""
+    ) -> bytes:
         """Run the episode that ``request`` asks for; the JSON of a ``RunResponse``.
 
         Cancelling this cancels the episode, unless somebody else waits for it under
         the same key.
+
+        Args:
+            request: a row, or the id of one.
+            idempotency_key: repeats of it get the first answer.
+            client: whose turn it must be; those who do not say share one.
 
         Raises:
             BadRequest: the request cannot be served; names the field.
@@ -104,7 +134,7 @@ class EpisodeService:
         task = choose_task(request, self._tasks)
         try:
             return await self._repeats.run(
-                idempotency_key, request.instance_id, lambda: self._episode(request, task)
+                idempotency_key, request.instance_id, lambda: self._episode(request, task, client)
             )
         except KeyReused as error:
             raise BadRequest(str(error), field="Idempotency-Key") from None
@@ -113,22 +143,40 @@ class EpisodeService:
         """Live episodes by stage, the queue, and totals by outcome."""
         now_s = time.monotonic()
         return {
-            "episodes": [
-                {
-                    "id": live.episode_id,
-                    "instance_id": live.instance_id,
-                    "stage": live.stage,
-                    "seconds": round(now_s - live.began_s, 3),
-                }
-                for live in self._live
-            ],
+            "episodes": [live.describe(now_s) for live in self._live],
             "stages": self._stages(),
             "queue_length": sum(live.stage == QUEUED for live in self._live),
             "concurrency": self._section.concurrency,
+            "prefetch": {
+                "pulling": {
+                    image: pulling(now) for image, now in self._prefetcher.progress.items()
+                },
+                "failed": {image: str(error) for image, error in self._prefetcher.failures.items()},
+            },
             "totals": dict(self._totals),
             "uptime_s": round(now_s - self._began_s, 3),
             "stopping": self._stopping,
         }
+
+    def prefetch(self, request: PrefetchRequest) -> int:
+        """Bring images in the background, in this order; how many were named.
+
+        Raises:
+            BadRequest: a task that this server does not know.
+            ServerStopping: the server is about to end.
+        """
+        if self._stopping:
+            raise ServerStopping
+        for instance_id in request.instance_ids:
+            if instance_id not in self._tasks:
+                raise BadRequest(
+                    f"none of the {len(self._tasks)} tasks of this server is {instance_id!r}",
+                    field="instance_ids",
+                )
+        named = (self._tasks[instance_id].image for instance_id in request.instance_ids)
+        images = tuple(dict.fromkeys((*request.images, *named)))
+        self._prefetcher.want(images)
+        return len(images)
 
     def metrics(self) -> bytes:
         """The page that Prometheus scrapes."""
@@ -144,9 +192,9 @@ class EpisodeService:
     async def aclose(self) -> None:
         """Cancel every episode and wait until all is cleaned up."""
         self._stopping = True
-        await self._repeats.aclose()
+        await asyncio.gather(self._repeats.aclose(), self._prefetcher.aclose())
 
-    async def _episode(self, request: RunRequest, task: Task) -> bytes:
+    async def _episode(self, request: RunRequest, task: Task, client: str) -> bytes:
         completions: list[Mapping[str, Any]] = []
         endpoint: ModelEndpoint | None = None
         if self._runner.agent.needs_model:
@@ -157,17 +205,34 @@ class EpisodeService:
                 on_completion=completions.append if request.return_token_ids else None,
             )
         with self._listed(task) as live:
-            async with self._slots:
-                queue_s = time.monotonic() - live.began_s
-                result = await self._runner.run(
-                    task, endpoint, episode_id=live.episode_id, on_stage=live.enter
-                )
-        result = replace(result, timings=replace(result.timings, queue_s=queue_s))
+            result = await self._in_turn(live, task, endpoint, client)
         self._totals[result.outcome.value] += 1
         self._metrics.add(result)
         model = endpoint.model if endpoint else self.agent_name
         answer = run_response(request, result, model=model, completions=completions)
         return answer.model_dump_json().encode()
+
+    async def _in_turn(
+        self, live: _Live, task: Task, endpoint: ModelEndpoint | None, client: str
+    ) -> EpisodeResult:
+        try:
+            async with self._queue.place(client, timeout_s=self._section.queue_timeout_s):
+                queue_s = time.monotonic() - live.began_s
+                result = await self._runner.run(
+                    task,
+                    endpoint,
+                    episode_id=live.episode_id,
+                    on_stage=live.enter,
+                    on_image=live.note_image,
+                )
+        except QueueTimeout as error:
+            queue_s = time.monotonic() - live.began_s
+            result = never_begun(task, live.episode_id, error)
+        return replace(result, timings=replace(result.timings, queue_s=queue_s))
+
+    def _num_pulls(self) -> int:
+        num_waited_for = sum(live.image is not None for live in self._live)
+        return num_waited_for + len(self._prefetcher.progress)
 
     def _stages(self) -> dict[str, int]:
         return dict(Counter(live.stage for live in self._live))
@@ -184,3 +249,16 @@ class EpisodeService:
             yield live
         finally:
             del self._live[live]
+
+
+def pulling(progress: ImageProgress) -> str:
+    """In words: ``pulling, 43 %, 2 min left``, as far as it is known."""
+    words = ["pulling"]
+    if progress.total_bytes:
+        words.append(f"{min(100, 100 * progress.done_bytes // progress.total_bytes)} %")
+    else:
+        words.append(f"{progress.done_bytes >> 20} MiB so far")
+    if progress.seconds_left is not None:
+        seconds = round(progress.seconds_left)
+        words.append(f"{seconds} s left" if seconds < 60 else f"{round(seconds / 60)} min left")
+    return ", ".join(words)
