@@ -50,7 +50,7 @@ def choose_task(request: RunRequest, table: Mapping[str, Task]) -> Task:
         return table[request.instance_id]
     raise BadRequest(
         f"the request carries no row, and none of the {len(table)} tasks of this server "
-        f"is {request.instance_id!r}",
+        f"is {request.instance_id!r}: send the whole row, or start the server with --tasks",
         field="instance_id",
     )
 
@@ -77,7 +77,8 @@ async def choose_endpoint(
         base_url, api_key = defaults.base_url.rstrip("/"), defaults.api_key
     else:
         raise BadRequest(
-            "the request names no policy endpoint, and this server has none configured",
+            "the request names no policy endpoint, and this server has none configured: "
+            "send sglang_url, or start the server with --policy-base-url",
             field="sglang_url",
         )
     return ModelEndpoint(
