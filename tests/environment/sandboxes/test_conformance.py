@@ -40,6 +40,21 @@ def names_below(folder: Path) -> list[str]:
 # --- commands -----------------------------------------------------------------
 
 
+async def test_a_secret_is_read_once_and_stands_nowhere_else(box: Sandbox) -> None:
+    secret = "0123456789abcdef" * 4
+    seen = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ /dev/palestra/*.in 2>/dev/null"
+    again = "cat <&7; timeout 1 cat /proc/$$/fd/7"
+    done = await box.run(
+        f"{seen} | tr '\\0' '\\n' | grep -c '[6]789abc'; cat <&7; {again}; echo end",
+        timeout_s=30,
+        secret=secret,
+    )
+    counted, said, end = done.output.splitlines()
+    assert counted == "0", done
+    assert (said, end) == (secret, "end")
+    assert (await run(box, "cat <&7")).exit_code != 0, "the next command has a secret too"
+
+
 @pytest.mark.parametrize(
     ("command", "exit_code", "said"),
     [

@@ -1,7 +1,7 @@
 """A shell kept open inside a sandbox, and the commands that it starts one by one.
 
 The shell is pid 1 of the sandbox, so no command can kill it. It reads one line a
-command from its stdin (``NUMBER HOW``), finds the command's text in a folder that
+command from its stdin (``NUMBER HOW SECRET``), finds the command's text in a folder that
 is bound read-only into the sandbox, starts a fresh process for it in a group of
 its own, with stdout and stderr on a FIFO in that folder, and answers
 ``NUMBER STATUS`` on its own stdout, which commands do not inherit.
@@ -112,7 +112,12 @@ class Channel:
         self._loop.add_reader(init_fd, self._on_init_exit)
 
     async def run(
-        self, command: str | bytes, *, timeout_s: float, output_limit_bytes: int
+        self,
+        command: str | bytes,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int,
+        secret: str = "",
     ) -> Finished:
         """Run one command; on time-out kill it and return what it printed so far.
 
@@ -124,8 +129,8 @@ class Channel:
             self._number += 1
             output = HeadAndTail(output_limit_bytes)
             started_s = time.monotonic()
-            with self._laid_out(command, output.feed) as (line, pipe):
-                self._send(line)
+            with self._laid_out(command, output.feed) as (how, pipe):
+                self._send(f"{self._number} {how} {secret}\n".encode())
                 exit_code, timed_out = await self._status_within(timeout_s)
                 await pipe.drain(grace_s=_GRACE_S)
             return Finished(
@@ -196,8 +201,8 @@ class Channel:
     @contextmanager
     def _laid_out(
         self, command: str | bytes, feed: Callable[[bytes], None]
-    ) -> Iterator[tuple[bytes, _OutputPipe]]:
-        """Lay the command's text and FIFO into the folder; yield the shell's line and the pipe."""
+    ) -> Iterator[tuple[str, _OutputPipe]]:
+        """Lay the command's text and FIFO into the folder; yield how to run it, and the pipe."""
         # No argument can hold a NUL; bash drops them from scripts as well.
         text = command.encode("utf-8", "replace") if isinstance(command, str) else command
         text = text.replace(b"\0", b"")
@@ -209,7 +214,7 @@ class Channel:
             _write_new(source, text, folder_fd)
             os.mkfifo(fifo, 0o600, dir_fd=folder_fd)
             pipe = _OutputPipe(fifo, folder_fd, feed)
-            yield f"{self._number} {how}\n".encode(), pipe
+            yield how, pipe
         except asyncio.CancelledError:
             # A command that has not opened its FIFO yet fails to, once that is gone.
             self.kill_commands()

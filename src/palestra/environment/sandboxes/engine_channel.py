@@ -125,13 +125,16 @@ class EngineChannel:
         self._shell = Ready(await asyncio.shield(self._ready.status))
         return self._shell
 
-    async def run(self, command: str, *, timeout_s: float, output_limit_bytes: int) -> Ended:
+    async def run(
+        self, command: str, *, timeout_s: float, output_limit_bytes: int, key: str = ""
+    ) -> Ended:
         """Run one command; on time-out kill it and return what it printed so far.
 
         Args:
             command: at most about 100 kB, since it becomes one argument.
             timeout_s: until it is killed.
             output_limit_bytes: head and tail together.
+            key: what the command can read once, from descriptor 7.
 
         Raises:
             SandboxDied: the sandbox is gone, before or in the middle.
@@ -147,7 +150,12 @@ class EngineChannel:
             started_s = time.monotonic()
             text = command.encode("utf-8", "replace").replace(b"\0", b"")
             frame = framed(
-                text, number=self._number, nonce=nonce, secret=self._secret, shell=self._shell
+                text,
+                number=self._number,
+                nonce=nonce,
+                secret=self._secret,
+                shell=self._shell,
+                key=key,
             )
             try:
                 exit_code, timed_out = await self._run(frame, expected, timeout_s)

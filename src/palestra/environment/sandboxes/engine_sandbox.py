@@ -49,7 +49,12 @@ class EngineSandbox:
         return self._workdir
 
     async def run(
-        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int = 1 << 20,
+        secret: str = "",
     ) -> CommandResult:
         """Run ``command`` with bash (sh where there is none) in a fresh process.
 
@@ -64,7 +69,10 @@ class EngineSandbox:
         await self._limits.make_room()
         async with self._limits.enforced():
             done = await self._channel.run(
-                command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+                command,
+                timeout_s=timeout_s,
+                output_limit_bytes=output_limit_bytes,
+                key=secret,
             )
         said = done.output.text()
         limit = await self._limits.newly_hit(

@@ -50,7 +50,7 @@ exec 2>/dev/null
 failures=0
 while [ $failures -lt 100 ]; do
   # a signal can interrupt it
-  read -r word next_number next_nonce num_bytes || { failures=$((failures + 1)); continue; }
+  read -r word next_number next_nonce num_bytes key || { failures=$((failures + 1)); continue; }
   [ "$word" = "$secret" ] || continue
   # bash reads a pipe byte by byte; a head that is killed leaves the rest to it
   text= rest= killed=
@@ -73,6 +73,7 @@ while [ $failures -lt 100 ]; do
     echo 500 >/proc/self/oom_score_adj
     exec </dev/null >&5 2>&1 3>&- 5>&-
     [ -z "$killed" ] || exit 137
+    [ -z "$key" ] || exec 7< <(printf '%s\n' "$key")
     exec bash -c "$text$rest" bash
   ) &
   set +m
@@ -112,6 +113,11 @@ forward() {
   exec 5>&-
   exec cat <&6 >/dev/null 3>&-
 }
+hand_over() {
+  exec 7<<END
+$key
+END
+}
 silence() {
   kill -9 "$forwarder"
   polls=0
@@ -121,7 +127,7 @@ printf '\0%s 1\0' "$nonce"
 exec 2>/dev/null
 failures=0
 while [ $failures -lt 100 ]; do
-  read -r word next_number next_nonce || { failures=$((failures + 1)); continue; }
+  read -r word next_number next_nonce key || { failures=$((failures + 1)); continue; }
   failures=0
   [ "$word" = "$secret" ] || continue
   text= killed=
@@ -148,6 +154,7 @@ while [ $failures -lt 100 ]; do
     echo 500 >/proc/self/oom_score_adj
     exec </dev/null >&5 2>&1 3>&- 5>&-
     [ -z "$killed" ] || exit 137
+    [ -z "$key" ] || hand_over
     exec $lead sh -c "$text" sh
   ) &
   wait $!; status=$?
@@ -170,7 +177,9 @@ def shell_arguments(*, sandbox_id: str, workdir: str, nonce: str) -> list[str]:
     return ["/bin/sh", "-c", _CHOOSE, name, workdir, nonce, _BASH, _SH]
 
 
-def framed(text: bytes, *, number: int, nonce: str, secret: str, shell: Ready) -> bytes:
+def framed(
+    text: bytes, *, number: int, nonce: str, secret: str, shell: Ready, key: str = ""
+) -> bytes:
     """What has the shell run a command.
 
     Args:
@@ -179,12 +188,13 @@ def framed(text: bytes, *, number: int, nonce: str, secret: str, shell: Ready) -
         nonce: fresh; what the shell says around the command's output.
         secret: the nonce that the shell was started with.
         shell: which of the two is listening.
+        key: what the command can read once, from descriptor 7.
     """
     # A command can write here, by way of /proc/1/fd: what it leaves shall be a line of its own.
     header = f"\n{secret} {number} {nonce}"
     if shell is Ready.SH:
-        return header.encode() + b"\n" + text + f"\n{nonce}\n".encode()
-    return f"{header} {len(text)}\n".encode() + text + b"\0"
+        return f"{header} {key}\n".encode() + text + f"\n{nonce}\n".encode()
+    return f"{header} {len(text)} {key}\n".encode() + text + b"\0"
 
 
 def closing(nonce: str, shell: Ready) -> bytes:

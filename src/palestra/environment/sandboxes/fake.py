@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import IO
 
 from palestra.environment.sandboxes.output import HeadAndTail
+from palestra.environment.sandboxes.pipes import pipe_holding
 from palestra.environment.sandboxes.protocol import (
+    SECRET_FD,
     CommandResult,
     OnProgress,
     Sandbox,
@@ -55,7 +57,12 @@ class FakeSandbox:
         return str(self._folder)
 
     async def run(
-        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int = 1 << 20,
+        secret: str = "",
     ) -> CommandResult:
         """Run ``command`` with the host's bash."""
         self._check_alive()
@@ -63,7 +70,7 @@ class FakeSandbox:
         timed_out = False
         # A file, not a pipe: a process left in the background may hold a pipe open.
         with tempfile.TemporaryFile() as log:
-            process = await self._spawn(command, log)
+            process = await self._spawn(command, log, secret)
             self._running.add(process)
             try:
                 async with asyncio.timeout(timeout_s):
@@ -96,7 +103,17 @@ class FakeSandbox:
         self._check_alive()
         return _read(Path(path), max_bytes)
 
-    async def _spawn(self, command: str, log: IO[bytes]) -> asyncio.subprocess.Process:
+    async def _spawn(self, command: str, log: IO[bytes], secret: str) -> asyncio.subprocess.Process:
+        secret_fd = pipe_holding(secret)
+        take = f"exec {SECRET_FD}<&{secret_fd} {secret_fd}<&-\n" if secret else ""
+        try:
+            return await self._bash(take + command, log, secret_fd)
+        finally:
+            os.close(secret_fd)
+
+    async def _bash(
+        self, command: str, log: IO[bytes], secret_fd: int
+    ) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
             "bash",
             "-c",
@@ -107,6 +124,7 @@ class FakeSandbox:
             stdout=log,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=(secret_fd,),
         )
 
     def kill(self) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from palestra.environment.sandboxes.marked import can_find_marked, kill_group, kill_marked
 from palestra.environment.sandboxes.output import HeadAndTail
-from palestra.environment.sandboxes.pipes import OutputPipe
-from palestra.environment.sandboxes.protocol import CommandResult, SandboxLimits
+from palestra.environment.sandboxes.pipes import OutputPipe, pipe_holding
+from palestra.environment.sandboxes.protocol import SECRET_FD, CommandResult, SandboxLimits
 from palestra.errors import SandboxDied, SandboxError
 
 _GRACE_S = 0.05
@@ -54,7 +54,12 @@ class LocalSandbox:
         return str(self._root / "work")
 
     async def run(
-        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int = 1 << 20,
+        secret: str = "",
     ) -> CommandResult:
         """Run ``command`` with the host's bash in a session of its own.
 
@@ -68,7 +73,7 @@ class LocalSandbox:
         pipe = OutputPipe(output.feed)
         process: asyncio.subprocess.Process | None = None
         try:
-            process = await self._spawn(command, pipe.write_fd)
+            process = await self._spawn(command, pipe.write_fd, secret)
             pipe.close_writer()
             timed_out = not await self._ended(process, timeout_s)
             await pipe.drain(grace_s=_GRACE_S)
@@ -134,22 +139,24 @@ class LocalSandbox:
         if not is_clear:
             raise SandboxError(f"processes of the sandbox {self._sandbox_id} cannot be killed")
 
-    async def _spawn(self, command: str, output_fd: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, command: str, output_fd: int, secret: str) -> asyncio.subprocess.Process:
         # No argument can hold a NUL.
         text = command.encode("utf-8", "replace").replace(b"\0", b"")
         if len(text) > _MAX_ARGUMENT_BYTES:
             script = self._root / f"script-{secrets.token_hex(4)}"
             script.write_bytes(text)
             argument: str | bytes = str(script)
-            start = f'{self._limits}; exec bash "$1"'
+            end = 'exec bash "$1"'
         else:
             argument = text
-            start = f'{self._limits}; exec bash -c "$1" bash'
+            end = 'exec bash -c "$1" bash'
+        secret_fd = pipe_holding(secret)
+        take = f"exec {SECRET_FD}<&{secret_fd} {secret_fd}<&-; " if secret else ""
         try:
             process = await asyncio.create_subprocess_exec(
                 "bash",
                 "-c",
-                start,
+                f"{take}{self._limits}; {end}",
                 "bash",
                 argument,
                 cwd=self._start_folder(),
@@ -158,10 +165,13 @@ class LocalSandbox:
                 stdout=output_fd,
                 stderr=output_fd,
                 start_new_session=True,
+                pass_fds=(secret_fd,),
             )
         except OSError as error:
             self._check()
             raise SandboxError(f"bash cannot be started: {error}") from error
+        finally:
+            os.close(secret_fd)
         self._running.add(process)
         return process
 

@@ -78,3 +78,11 @@ class OutputPipe:
                 self._num_discarded_bytes += len(data)
                 if self._num_discarded_bytes > _MAX_DISCARDED_BYTES:
                     self.close()
+
+
+def pipe_holding(secret: str) -> int:
+    """The reading end of a pipe that holds ``secret`` as a line, or nothing."""
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(write_fd, "w") as pipe:
+        pipe.write(f"{secret}\n" if secret else "")
+    return read_fd

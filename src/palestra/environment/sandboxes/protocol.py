@@ -9,6 +9,9 @@ from typing import Protocol
 
 from palestra.records import Task, TaskFile
 
+SECRET_FD = 7
+"""Where a command reads its secret: a pipe, empty once it was read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
@@ -93,12 +96,20 @@ class Sandbox(Protocol):
         ...
 
     async def run(
-        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int = 1 << 20,
+        secret: str = "",
     ) -> CommandResult:
         """Run ``command`` with bash in a fresh subshell of ``workdir``, stdin at EOF.
 
         On time-out the whole process tree of the command is killed, the sandbox
         stays usable and the partial output is returned.
+
+        ``secret`` (hexadecimal digits) is a line that the command can read once, from
+        descriptor :data:`SECRET_FD`; it stands in no file, argument or environment.
         """
         ...
 

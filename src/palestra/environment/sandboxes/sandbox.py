@@ -53,7 +53,12 @@ class BubblewrapSandbox:
         return self._init_pid
 
     async def run(
-        self, command: str, *, timeout_s: float, output_limit_bytes: int = 1 << 20
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        output_limit_bytes: int = 1 << 20,
+        secret: str = "",
     ) -> CommandResult:
         """Run ``command`` with bash (sh where there is none) in a fresh process.
 
@@ -68,7 +73,10 @@ class BubblewrapSandbox:
             if self._limits.is_crowded():
                 await self._channel.clear()
             done = await self._channel.run(
-                command, timeout_s=timeout_s, output_limit_bytes=output_limit_bytes
+                command,
+                timeout_s=timeout_s,
+                output_limit_bytes=output_limit_bytes,
+                secret=secret,
             )
         limit = self._limits.newly_hit()
         if limit == "cpu" and not done.timed_out:

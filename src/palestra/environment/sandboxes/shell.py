@@ -17,15 +17,23 @@ _LOOP = r"""
 trap '' HUP INT QUIT TERM USR1 PIPE ALRM
 trap 'kill -9 -1' USR2
 cd -- "$2" || exit 66
-lead=; alone=:; together=:
-if [ -n "$BASH_VERSION" ]; then alone='set -m'; together='set +m'
+lead=; alone=:; together=:; hand_over=by_document
+by_document() {
+  [ -n "$secret" ] || return 0
+  exec 7<<END
+$secret
+END
+}
+# A pipe in every bash; in old ones a document is a file, which can be read again.
+by_pipe() { [ -z "$secret" ] || eval 'exec 7< <(printf "%s\n" "$secret")'; }
+if [ -n "$BASH_VERSION" ]; then alone='set -m'; together='set +m'; hand_over=by_pipe
 elif type setsid >/dev/null 2>&1; then lead=setsid; fi
 echo ready
 exec 2>/dev/null
 failures=0
 while [ $failures -lt 100 ]; do
   # a signal can interrupt it, which not every shell tells from the end of input
-  read -r number how || { failures=$((failures + 1)); continue; }
+  read -r number how secret || { failures=$((failures + 1)); continue; }
   failures=0
   cd -- "$2" || cd /
   $alone
@@ -33,6 +41,7 @@ while [ $failures -lt 100 ]; do
     trap - HUP INT QUIT TERM USR1 USR2 PIPE ALRM
     echo 500 >/proc/self/oom_score_adj
     exec </dev/null >"$1/$number.out" 2>&1
+    $hand_over
     case $how in
       text) IFS= read -r -d '' text <"$1/$number.in"; exec $lead "$3" -c "$text" "${3##*/}" ;;
       file) exec $lead "$3" "$1/$number.in" ;;
