@@ -174,7 +174,8 @@ class _Launch:
         nonce = secrets.token_hex(8)
         arguments = shell_arguments(sandbox_id=self.sandbox_id, workdir=spec.workdir, nonce=nonce)
         settings = _settings(image, spec, arguments)
-        container_id = await self._api.create(self._name, settings)
+        # An engine that is left alone with this request may carry it out after the removal.
+        container_id = await uninterrupted(self._api.create(self._name, settings))
         tar = await asyncio.to_thread(_files, spec, _numeric(user))
         if tar is not None:
             await self._api.upload(container_id, tar)

@@ -26,6 +26,7 @@ _NOT_FOUND = 404
 _CONFLICT = 409
 _REMOVE_POLL_S = 0.05
 _NUM_REMOVE_POLLS = 200
+_NUM_REMOVE_FAILURES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,17 +211,27 @@ class EngineApi:
         return not answer.is_error
 
     async def remove(self, name: str) -> None:
-        """Kill and remove a container, by name or id, and wait until it is gone."""
+        """Kill and remove a container, by name or id, and wait until it is gone.
+
+        Raises:
+            SandboxStartError: the engine refuses again and again.
+        """
+        num_failures = 0
         for _ in range(_NUM_REMOVE_POLLS):
             answer = await self._call(
                 "DELETE", f"/containers/{name}", params={"force": "1", "v": "1"}
             )
             if answer.status_code == _NOT_FOUND:
                 return
+            if not answer.is_error:
+                continue  # asked again: until it is not there
+            # A conflict: the engine is removing it itself. A failure: what it removes can be
+            # busy for a moment, with what has just been killed.
             if answer.status_code != _CONFLICT:
-                _ok(answer, "removing a container")
-            # Being removed by the engine itself: asked again until it is not there.
-            await asyncio.sleep(_REMOVE_POLL_S if answer.status_code == _CONFLICT else 0)
+                num_failures += 1
+                if num_failures == _NUM_REMOVE_FAILURES:
+                    _ok(answer, "removing a container")
+            await asyncio.sleep(_REMOVE_POLL_S * (1 + 4 * num_failures))
 
     async def labelled(self, label: str) -> list[Container]:
         """Every container with ``label``, running or not."""

@@ -9,6 +9,7 @@ while a command runs.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -18,6 +19,9 @@ from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.errors import SandboxError
 
 _DISK_INTERVAL_S = 2.0
+_DISK_REST = 20
+"""An engine that is slow to measure is left alone for this many times as long: many containers
+would otherwise keep it busy with nothing else."""
 _FILE_TOO_LARGE = 128 + 25
 """Exit code of a command that SIGXFSZ ended."""
 _COMPLAINTS = ("File too large", "File size limit exceeded")
@@ -88,12 +92,15 @@ class EngineLimits:
         return await self._api.written_bytes(self._container_id) >= self._limits.disk_bytes
 
     async def _watch_disk(self) -> None:
+        took_s = 0.0
         while True:
-            await asyncio.sleep(_DISK_INTERVAL_S)
+            await asyncio.sleep(max(_DISK_INTERVAL_S, _DISK_REST * took_s))
+            began_s = time.monotonic()
             try:
                 written = await self._api.written_bytes(self._container_id)
             except SandboxError:
                 return  # the command learns from its own channel what happened
+            took_s = time.monotonic() - began_s
             if written > self._limits.disk_bytes:
                 self._disk_is_full = True
                 await self.clear()

@@ -10,13 +10,15 @@ import subprocess
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from palestra.environment.sandboxes import processes
 from palestra.environment.sandboxes.arguments import CHANNEL
 from palestra.environment.sandboxes.channel import Channel
 from palestra.environment.sandboxes.reaper import Lease, Leases
 from palestra.errors import SandboxDied, SandboxStartError
+
+T = TypeVar("T")
 
 _STOP_TIMEOUT_S = 10.0
 _GENTLE_TIMEOUT_S = 2.0
@@ -202,7 +204,7 @@ def _heeding() -> list[str]:
     return ["env", f"--default-signal={','.join(ignored)}"] if ignored else []
 
 
-async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     """Finish ``work`` even when cancelled meanwhile; the cancellation follows it."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -211,6 +213,7 @@ async def uninterrupted(work: Coroutine[Any, Any, None]) -> None:
             await asyncio.shield(task)
         except asyncio.CancelledError as error:
             cancelled = error
-    task.result()
+    result = task.result()
     if cancelled is not None:
         raise cancelled
+    return result
