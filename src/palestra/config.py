@@ -101,6 +101,11 @@ class GradingSection(Section):
         "drop",
         description="drop: grade the rest and report; tampered: the episode has reward 0.",
     )
+    signed: bool = Field(
+        True,
+        description="Count only what the test run reports under a key that the code under test "
+        "does not hold; false: believe the log, for runners other than pytest, unittest, sympy.",
+    )
 
 
 class AgentSection(Section):

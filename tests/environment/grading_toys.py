@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from palestra.config import GradingSection
 from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.records import HOST_IMAGE, Task, TaskFile
@@ -62,4 +63,5 @@ def toy_task(*, eval_script: str = TESTS, log_parser: str = "parse_log_pytest") 
 
 
 def toy_grader(backend: SandboxBackend, *, eval_timeout_s: float = 20.0) -> SandboxGrader:
-    return SandboxGrader(backend, SandboxLimits(), eval_timeout_s=eval_timeout_s)
+    section = GradingSection(signed=False)  # the toy prints what pytest would
+    return SandboxGrader(backend, SandboxLimits(), eval_timeout_s=eval_timeout_s, section=section)

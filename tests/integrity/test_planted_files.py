@@ -1,7 +1,7 @@
 """Files planted beside a wrong fix, on a real pytest: none pays, and each did before the rule.
 
-Every attack is graded twice: as recipes grade, and with a policy that lets everything count.
-The second must resolve, or the first would prove nothing.
+Every attack is graded as recipes grade, and with everything let through, which must resolve, or
+the first would prove nothing. The second line of defence, the signed report, stops each as well.
 """
 
 from __future__ import annotations
@@ -160,8 +160,11 @@ async def test_planted_files_do_not_pay(backend: SandboxBackend, task: Task, nam
     assert verdict.refused, "the attack is named in the verdict"
     assert not verdict.tampered
 
-    defenceless = await grader(backend, allow=["*"]).grade(task, patch)
+    defenceless = await grader(backend, allow=["*"], signed=False).grade(task, patch)
     assert defenceless.resolved, f"the attack does not work at all:\n{defenceless.log}"
+
+    second = await grader(backend, allow=["*"]).grade(task, patch)
+    assert (second.resolved, second.tampered) == (False, True), second.log
 
     fatal = await grader(backend, on_refused="tampered").grade(task, patch)
     assert fatal.tampered
@@ -184,5 +187,6 @@ async def test_tests_of_the_agents_own_stand_for_nothing(
     own = added(TEST_FILE, TESTS.replace("== 2", "== 4"))
     verdict = await grader(backend, allow=["*"]).grade(task, WRONG + own)
     assert not verdict.resolved, verdict.log
+    assert not verdict.findings
     assert [part.reason for part in verdict.refused] == ["a file of the hidden tests"]
     assert (await grader(backend).grade(task, task.gold_patch + own)).resolved

@@ -124,6 +124,7 @@ PARSERS: Mapping[str, LogParser] = MappingProxyType(
         "parse_log_pylint": parse_log_pytest_options,
         "parse_log_pyvista": parse_log_pytest,
         "parse_log_requests": parse_log_pytest_options,
+        "parse_log_signed": parse_log_pytest,
         "parse_log_scikit": parse_log_pytest_v2,
         "parse_log_seaborn": parse_log_pytest_pydantic,
         "parse_log_sphinx": parse_log_pytest_v2,
@@ -132,7 +133,7 @@ PARSERS: Mapping[str, LogParser] = MappingProxyType(
         "parse_log_xarray": parse_log_pytest,
     }
 )
-"""Every parser by the name that rows give it."""
+"""Every parser by the name that rows give it; ``parse_log_signed`` is ours."""
 
 
 def parser_named(name: str) -> LogParser:

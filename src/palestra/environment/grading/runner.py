@@ -22,7 +22,9 @@ from palestra.environment.grading import patches
 from palestra.environment.grading.log_parsers import LogParser, parser_named
 from palestra.environment.grading.markers import marked_output
 from palestra.environment.grading.patch_policy import PatchPolicy
-from palestra.environment.grading.verdict import judge, unapplied
+from palestra.environment.grading.script import Steps, compose, runner_of, witness_steps
+from palestra.environment.grading.sealed import new_key, open_sealed, without_seals
+from palestra.environment.grading.verdict import judge, judge_sealed, unapplied
 from palestra.environment.sandboxes.protocol import (
     CommandResult,
     Sandbox,
@@ -80,6 +82,7 @@ class SandboxGrader:
         section = section or GradingSection()
         self._policy = PatchPolicy(refuse=section.refuse, allow=section.allow)
         self._is_fatal = section.on_refused == "tampered"
+        self._is_signed = section.signed
         self._backend = backend
         self._limits = limits
         self._eval_timeout_s = eval_timeout_s
@@ -100,7 +103,7 @@ class SandboxGrader:
             return unapplied(task, log=reason, duration_s=time.monotonic() - started_s)
         sifted = self._policy.sift(patch, task)
         verdict = await self._judged(task, sifted.kept, parse, started_s)
-        tampered = bool(sifted.refused) and self._is_fatal
+        tampered = verdict.tampered or (bool(sifted.refused) and self._is_fatal)
         return replace(
             verdict,
             refused=sifted.refused,
@@ -111,35 +114,56 @@ class SandboxGrader:
     async def _judged(self, task: Task, patch: str, parse: LogParser, started_s: float) -> Verdict:
         env = REBUILD_ENV if patches.touches_build(patch) else SANDBOX_ENV
         spec = SandboxSpec.for_task(task, self._limits, env)
+        key = new_key() if self._is_signed else ""
         async with self._backend.start(spec) as sandbox:
-            result = await self._run_tests(sandbox, task, patch)
-        return _verdict(task, parse, result, duration_s=time.monotonic() - started_s)
+            result = await self._run_tests(sandbox, task, patch, key)
+        return _verdict(task, parse, result, key=key, duration_s=time.monotonic() - started_s)
 
-    async def _run_tests(self, sandbox: Sandbox, task: Task, patch: str) -> CommandResult:
+    async def _run_tests(self, sandbox: Sandbox, task: Task, patch: str, key: str) -> CommandResult:
         # Patch and script are part of the command: each file written costs a round trip
         # and several processes.
-        steps = [patches.clear_command(task), task.eval_script]
+        name = f"palestra-{sandbox.sandbox_id}"
+        apply = [patches.clear_command(task)]
         if not patches.is_empty(patch):
-            patch_file = f"/tmp/palestra-{sandbox.sandbox_id}.patch"
-            steps.insert(0, patches.apply_command(patch_file))
+            patch_file = f"/tmp/{name}.patch"
+            apply.insert(0, patches.apply_command(patch_file))
             if patches.is_plain_text(patch):
-                steps.insert(0, patches.write_command(patch, patch_file))
+                apply.insert(0, patches.write_command(patch, patch_file))
             else:
                 await sandbox.write_file(patch_file, patches.encode(patch))
+        runner, folder = runner_of(task.log_parser), f"/tmp/{name}"
+        steps = Steps(
+            apply="\n".join(apply),
+            apply_first=patches.touches_build(patch),
+            witness=witness_steps(runner, task.test_patch, folder=folder) if key else "",
+            witness_folder=folder,
+        )
         return await sandbox.run(
-            "\n".join(steps),
+            compose(task.eval_script, steps),
             timeout_s=self._eval_timeout_s,
             output_limit_bytes=LOG_LIMIT_BYTES,
+            secret=key,
         )
 
 
-def _verdict(task: Task, parse: LogParser, result: CommandResult, *, duration_s: float) -> Verdict:
-    log = result.output
+def _verdict(
+    task: Task, parse: LogParser, result: CommandResult, *, key: str, duration_s: float
+) -> Verdict:
+    log = without_seals(result.output)
     output = marked_output(log)
+    if output.started and not key:
+        return judge(
+            task, parse(output.text), finished=output.finished, log=log, duration_s=duration_s
+        )
     if output.started:
-        statuses = parse(output.text)
-        finished = output.finished
-        return judge(task, statuses, finished=finished, log=log, duration_s=duration_s)
+        return judge_sealed(
+            task,
+            open_sealed(result.output, key),
+            parse=parse,
+            output=output,
+            log=log,
+            duration_s=duration_s,
+        )
     if _not_applied(result):
         return unapplied(task, log=log, duration_s=duration_s)
     if result.timed_out:

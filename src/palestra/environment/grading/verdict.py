@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
-from palestra.environment.grading.log_parsers import TestStatus
+from palestra.environment.grading.log_parsers import LogParser, TestStatus
+from palestra.environment.grading.markers import MarkedOutput
+from palestra.environment.grading.sealed import SealedReport
 from palestra.records import Task, TestSplit, Verdict
 
+UNSIGNED = (
+    "the log says that every test passed, but no test run signed that; rows with a runner of "
+    "their own need grading.signed = false"
+)
 _GOOD = frozenset({TestStatus.PASSED, TestStatus.XFAIL})
+_BAD = frozenset({TestStatus.FAILED, TestStatus.ERROR})
 
 
 def judge(
@@ -29,6 +37,55 @@ def judge(
         log=log,
         duration_s=duration_s,
     )
+
+
+def judge_sealed(
+    task: Task,
+    report: SealedReport | None,
+    *,
+    parse: LogParser,
+    output: MarkedOutput,
+    log: str,
+    duration_s: float,
+) -> Verdict:
+    """Judge a test run by its signed report.
+
+    The log is what the code under test can write, so it decides nothing. But where it says
+    that a test passed of which the report does not, or a canary passed, somebody tampered.
+    A run that was cut short, by the clock or by itself, has no report: then the statuses of
+    its log stand in the verdict, which is unresolved.
+    """
+    claimed = judge(
+        task, parse(output.text), finished=output.finished, log=log, duration_s=duration_s
+    )
+    if report is None:
+        findings = [UNSIGNED] if claimed.resolved else []
+        return replace(claimed, resolved=False, tampered=bool(findings), findings=tuple(findings))
+    seen = judge(task, parse(report.log), finished=output.finished, log=log, duration_s=duration_s)
+    findings = [*report.findings, *_passing_canaries(report, seen), *_forged(seen, claimed)]
+    return replace(
+        seen,
+        resolved=seen.resolved and not findings,
+        tampered=bool(findings),
+        findings=tuple(findings),
+    )
+
+
+def _passing_canaries(report: SealedReport, seen: Verdict) -> Iterator[str]:
+    if any(status in _GOOD for status in report.canaries):
+        yield "a test passed that must not"
+    elif seen.resolved and not report.is_spread:
+        if not report.canaries or any(status not in _BAD for status in report.canaries):
+            yield "a test did not run that must fail"
+
+
+def _forged(seen: Verdict, claimed: Verdict) -> Iterator[str]:
+    for split, other in (
+        (seen.fail_to_pass, claimed.fail_to_pass),
+        (seen.pass_to_pass, claimed.pass_to_pass),
+    ):
+        for test in sorted(set(split.failure) & set(other.success)):
+            yield f"the log says that {test} passed, which the test run did not see"
 
 
 def unapplied(task: Task, *, log: str, duration_s: float) -> Verdict:

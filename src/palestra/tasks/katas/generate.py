@@ -84,7 +84,7 @@ def _write(name: str, split: Split, draft: Draft, cases: Cases) -> dict[str, Any
         "PASS_TO_PASS": [f"{path}::{test}" for test, case in named if not case.flips],
         "image": HOST_IMAGE,
         "eval_script": script.eval_script(path, tests),
-        "log_parser": "parse_log_pytest",
+        "log_parser": "parse_log_signed",
         "eval_type": "pass_and_fail",
         "subset": "katas",
         "split": split,
