@@ -17,6 +17,7 @@
     │  │  │  └─ ImageTimeout      it did not come in time
     │  │  ├─ SandboxStartError    it did not come up
     │  │  ├─ SandboxDied          it went away in the middle of a command
+    │  │  ├─ UnverifiedHistory    its repository may hold what came after the base commit
     │  │  └─ AgentTimeout         the agent did not keep its own time limit
     │  ├─ ModelUnavailable        the policy endpoint cannot be reached or is broken
     │  ├─ GradingError            the grader itself failed (not the agent's patch)
@@ -136,6 +137,10 @@ class SandboxStartError(SandboxError):
 
 class SandboxDied(SandboxError):
     """The sandbox went away while a command was running or before it."""
+
+
+class UnverifiedHistory(SandboxError):
+    """Nothing proves that the repository holds no commit from after the base commit."""
 
 
 class AgentTimeout(SandboxError):

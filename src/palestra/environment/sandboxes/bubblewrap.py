@@ -12,8 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from palestra.environment.images.pull import ImagePuller
+from palestra.environment.sandboxes import processes
 from palestra.environment.sandboxes.arguments import Bind, Blueprint, bwrap_command
 from palestra.environment.sandboxes.bwrap import Bwrap, explain_failure, find_bwrap
+from palestra.environment.sandboxes.history import (
+    HIDING_LIMITS,
+    Seal,
+    hide_future,
+    layer_key,
+    verify,
+    wants_hiding,
+)
 from palestra.environment.sandboxes.images import ImageStore, UnpackedImage
 from palestra.environment.sandboxes.launch import (
     Launch,
@@ -22,6 +31,12 @@ from palestra.environment.sandboxes.launch import (
 )
 from palestra.environment.sandboxes.layers import LayerCache
 from palestra.environment.sandboxes.limits import Limiter, find_limiter
+from palestra.environment.sandboxes.prepared import (
+    PreparedLayer,
+    PreparedLayers,
+    copy_written,
+    identity_of,
+)
 from palestra.environment.sandboxes.protocol import OnProgress, Sandbox, SandboxSpec
 from palestra.environment.sandboxes.reaper import Leases, reap
 from palestra.environment.sandboxes.sandbox import BubblewrapSandbox
@@ -41,6 +56,7 @@ _CHECK_TIMEOUT_S = 30.0
 _MOUNT_WENT_AWAY = "Unable to apply mount flags"
 _NUM_RETRIES = 2
 _STARTS_AN_EVICTION = 512
+_HIDDEN_AT_ONCE = 2  # images; each takes a core and memory
 _IMAGE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -102,6 +118,7 @@ class BubblewrapBackend:
         self._leases = Leases(self._state_dir)
         self._layers = LayerCache(self._state_dir / "layers")
         self._preparing = asyncio.Lock()
+        self._hiding = asyncio.Semaphore(_HIDDEN_AT_ONCE)
         self._tools: _Tools | None = None
         self._num_started = 0
 
@@ -145,6 +162,24 @@ class BubblewrapBackend:
         else:
             self._resolve(image)
 
+    async def identify(self, image: str) -> str:
+        """The digest of a pulled image; ``folder:…`` for a registered one; or ``host``.
+
+        Raises:
+            ImageError: it is not there.
+        """
+        return "host" if image == HOST_IMAGE else identity_of(self._resolve(image))
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """Make the layer that hides what came after ``spec.base_commit``, if there is none.
+
+        Raises:
+            ImageError: the image is not there, or its repository does not hold the commit.
+            HostError: the store cannot be written.
+        """
+        if wants_hiding(spec):
+            await self._prepared(spec)
+
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
         """Start a sandbox; leaving the context removes everything it made.
@@ -152,17 +187,22 @@ class BubblewrapBackend:
         Raises (on entry):
             ImageError: ``spec.image`` is unknown or broken.
             SandboxStartError: it did not come up.
+            UnverifiedHistory: the repository may show more than ``spec.base_commit``.
             SandboxUnavailable: there is no usable bwrap.
             HostError: the state folder cannot be written.
         """
         tools = await self._prepare()
-        ground = self._ground(spec, tools.userland)
+        prepared = await self._prepared(spec) if wants_hiding(spec) else None
+        ground = self._ground(spec, tools.userland, prepared)
         async with AsyncExitStack() as stack:
-            yield await self._entered(stack, tools, spec, ground)
+            sandbox = await self._entered(stack, tools, spec, ground)
+            if prepared is not None:
+                await verify(sandbox, prepared.seal, str(spec.base_commit))
+            yield sandbox
 
     async def _entered(
         self, stack: AsyncExitStack, tools: _Tools, spec: SandboxSpec, ground: _Ground
-    ) -> Sandbox:
+    ) -> BubblewrapSandbox:
         for _ in range(_NUM_RETRIES):
             try:
                 return await stack.enter_async_context(self._launched(tools, spec, ground))
@@ -174,7 +214,7 @@ class BubblewrapBackend:
     @asynccontextmanager
     async def _launched(
         self, tools: _Tools, spec: SandboxSpec, ground: _Ground
-    ) -> AsyncIterator[Sandbox]:
+    ) -> AsyncIterator[BubblewrapSandbox]:
         sandbox_id = secrets.token_hex(6)
         group = tools.limiter.group(sandbox_id, spec.limits)
         launch = self._open_launch(sandbox_id, ground, tuple(map(str, group.paths)))
@@ -212,7 +252,9 @@ class BubblewrapBackend:
         try:
             lease = self._leases.open(sandbox_id=sandbox_id, layers=layers, cgroups=cgroups)
         except OSError as error:
-            raise HostError.from_os(error, doing="cannot write the sandboxes' state") from error
+            raise HostError.from_os(
+                error, doing=f"cannot write the sandboxes' state in {self._state_dir}"
+            ) from error
         return Launch(self._leases, lease, has_bash=ground.shell.endswith("bash"))
 
     async def _start(
@@ -242,12 +284,37 @@ class BubblewrapBackend:
                 ) from None
             raise
 
-    def _ground(self, spec: SandboxSpec, userland: Userland) -> _Ground:
+    async def _prepared(self, spec: SandboxSpec) -> PreparedLayer:
+        image = self._resolve(spec.image)
+        assert self._store is not None
+        layers = PreparedLayers(self._store.folder)
+
+        async def build(folder: Path) -> Seal:
+            bare = SandboxSpec(image=spec.image, workdir=spec.workdir, limits=HIDING_LIMITS)
+            tools = await self._prepare()
+            async with self._hiding, AsyncExitStack() as stack:
+                ground = self._ground(bare, tools.userland)
+                sandbox = await self._entered(stack, tools, bare, ground)
+                seal = await hide_future(sandbox, str(spec.base_commit))
+                await copy_written(self._written_folder(sandbox), folder)
+            return seal
+
+        return await layers.get(layer_key(spec, identity_of(image)), build, image=image.name)
+
+    def _written_folder(self, sandbox: BubblewrapSandbox) -> Path:
+        """Where the host sees what a sandbox has written, in the inner bwrap's namespace."""
+        bwrap_pid = processes.parent_of(sandbox.init_pid)
+        run_folder = self._leases.run_folder(sandbox.sandbox_id)
+        return Path(f"/proc/{bwrap_pid}/root{run_folder}/upper")
+
+    def _ground(
+        self, spec: SandboxSpec, userland: Userland, prepared: PreparedLayer | None = None
+    ) -> _Ground:
         if not spec.workdir.startswith("/"):
             raise SandboxStartError(f"the working directory {spec.workdir!r} is not absolute")
         if spec.image == HOST_IMAGE:
             return self._host_ground(spec, userland)
-        return self._image_ground(spec)
+        return self._image_ground(spec, prepared)
 
     def _host_ground(self, spec: SandboxSpec, userland: Userland) -> _Ground:
         skeleton = self._layers.get(userland.skeleton_key, build_skeleton)
@@ -259,7 +326,7 @@ class BubblewrapBackend:
             folders=(spec.workdir,),
         )
 
-    def _image_ground(self, spec: SandboxSpec) -> _Ground:
+    def _image_ground(self, spec: SandboxSpec, prepared: PreparedLayer | None) -> _Ground:
         image = self._resolve(spec.image)
         # Root inside is the caller outside, and nobody else is mapped.
         if any(layer.stat().st_uid != os.geteuid() for layer in image.layers):
@@ -268,8 +335,9 @@ class BubblewrapBackend:
                 hint=f"import a tarball of it: palestra images add {spec.image} FILE.tar",
             )
         hosts = self._layers.get("hosts-1", build_hosts_layer)
+        hidden = (prepared.folder,) if prepared is not None else ()
         return _Ground(
-            layers=(*image.layers, hosts, *self._files(spec)),
+            layers=(*image.layers, *hidden, hosts, *self._files(spec)),
             env={**_IMAGE_ENV, **image.env},
             shell="/bin/bash" if image.has_program("bash") else "/bin/sh",
             binds=_resolver(spec),

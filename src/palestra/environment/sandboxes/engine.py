@@ -13,7 +13,7 @@ import resource
 import secrets
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,23 @@ from palestra.environment.sandboxes.arguments import HOSTNAME
 from palestra.environment.sandboxes.engine_api import EngineApi, EngineKind, open_engine
 from palestra.environment.sandboxes.engine_channel import EngineChannel
 from palestra.environment.sandboxes.engine_limits import EngineLimits
+from palestra.environment.sandboxes.engine_prepared import (
+    Labelling,
+    PreparedImage,
+    PreparedImages,
+    drop_outdated,
+    image_id,
+)
 from palestra.environment.sandboxes.engine_pull import EnginePulls
 from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
 from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
+from palestra.environment.sandboxes.history import (
+    HIDING_LIMITS,
+    Seal,
+    hide_future,
+    verify,
+    wants_hiding,
+)
 from palestra.environment.sandboxes.launch import uninterrupted
 from palestra.environment.sandboxes.owners import is_gone, this_owner
 from palestra.environment.sandboxes.protocol import OnProgress, Sandbox, SandboxSpec
@@ -70,6 +84,7 @@ class EngineBackend:
         self._host_image = host_image
         self._start_timeout_s = start_timeout_s
         self._pulls = EnginePulls()
+        self._hiding = PreparedImages()
         self._reaping = asyncio.Lock()
         self._has_reaped = False
 
@@ -113,12 +128,33 @@ class EngineBackend:
         async with open_engine(self._kind) as api:
             await self._pulls.ensure(api, image, on_progress)
 
+    async def identify(self, image: str) -> str:
+        """The engine's id of ``image``.
+
+        Raises:
+            ImageError: the engine does not have it.
+        """
+        async with open_engine(self._kind) as api:
+            return await image_id(api, self._named(image))
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """Make the image that hides what came after ``spec.base_commit``, if there is none.
+
+        Raises:
+            ImageError: the engine lacks the image, or its repository does not hold the commit.
+            SandboxUnavailable: there is no engine.
+        """
+        if wants_hiding(spec):
+            async with open_engine(self._kind) as api:
+                await self._prepared(api, spec)
+
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
         """Start a container; leaving the context removes it.
 
         Raises (on entry):
             ImageError: the engine has no image ``spec.image``, or it has no shell.
+            UnverifiedHistory: the repository may show more than ``spec.base_commit``.
             SandboxStartError: it did not come up.
             SandboxUnavailable: there is no engine.
         """
@@ -126,12 +162,33 @@ class EngineBackend:
             raise SandboxStartError(f"the working directory {spec.workdir!r} is not absolute")
         async with open_engine(self._kind) as api:
             await self._reap_once(api)
+            prepared = await self._prepared(api, spec) if wants_hiding(spec) else None
             launch = _Launch(api, sandbox_id=secrets.token_hex(6))
-            image = self._host_image if spec.image == HOST_IMAGE else spec.image
+            image = self._named(spec.image) if prepared is None else prepared.name
             try:
-                yield await self._in_time(launch.start(image, spec))
+                sandbox = await self._in_time(launch.start(image, spec))
+                if prepared is not None:
+                    await verify(sandbox, prepared.seal, str(spec.base_commit))
+                yield sandbox
             finally:
                 await uninterrupted(launch.stop())
+
+    def _named(self, image: str) -> str:
+        return self._host_image if image == HOST_IMAGE else image
+
+    async def _prepared(self, api: EngineApi, spec: SandboxSpec) -> PreparedImage:
+        async def build(name: str, labels: Labelling) -> Seal:
+            bare = SandboxSpec(image=spec.image, workdir=spec.workdir, limits=HIDING_LIMITS)
+            launch = _Launch(api, sandbox_id=secrets.token_hex(6))
+            try:
+                sandbox = await self._in_time(launch.start(spec.image, bare))
+                seal = await hide_future(sandbox, str(spec.base_commit))
+                await launch.keep(name, labels(seal))
+            finally:
+                await uninterrupted(launch.stop())
+            return seal
+
+        return await self._hiding.get(api, spec, build)
 
     async def _in_time(self, starting: Coroutine[Any, Any, EngineSandbox]) -> EngineSandbox:
         try:
@@ -146,6 +203,7 @@ class EngineBackend:
         async with self._reaping:
             if not self._has_reaped:
                 await reap_containers(api)
+                await drop_outdated(api)
                 self._has_reaped = True
 
 
@@ -167,6 +225,11 @@ class _Launch:
         self._api = api
         self._name = f"palestra-{sandbox_id}"
         self._channel: EngineChannel | None = None
+
+    async def keep(self, name: str, labels: Mapping[str, str]) -> None:
+        """Keep what the container has changed as the image ``name``."""
+        repo, _, tag = name.rpartition(":")
+        await self._api.commit(self._name, repo=repo, tag=tag, labels=labels)
 
     async def start(self, image: str, spec: SandboxSpec) -> EngineSandbox:
         """Create and start the container, and wait for the shell in it."""

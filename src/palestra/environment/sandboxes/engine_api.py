@@ -18,10 +18,13 @@ import httpx
 import orjson
 
 from palestra.environment.sandboxes.engine_stream import EngineStream, open_stream
+from palestra.environment.sandboxes.images import is_on_loopback
 from palestra.errors import ImageError, SandboxStartError, SandboxUnavailable
 
 _TIMEOUT_S = 60.0
 _PULL_TIMEOUT_S = 600.0  # between two lines; unpacking a large layer says nothing
+_PODMAN_PULL = "/v4.0.0/libpod/images/pull"
+_COMMIT_TIMEOUT_S = 1800.0
 _NOT_FOUND = 404
 _CONFLICT = 409
 _REMOVE_POLL_S = 0.05
@@ -92,6 +95,14 @@ class Container:
     labels: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineImage:
+    """An image that the engine has."""
+
+    image_id: str
+    labels: Mapping[str, str]
+
+
 class EngineApi:
     """Calls to one engine.
 
@@ -119,23 +130,73 @@ class EngineApi:
             )
         return str(_body(_ok(answer, f"looking at {image}")).get("Config", {}).get("User") or "")
 
-    async def has_image(self, image: str) -> bool:
-        """Whether the engine has ``image``."""
+    async def find_image(self, image: str) -> EngineImage | None:
+        """What the engine knows of ``image``; ``None`` if it does not have it."""
         answer = await self._call("GET", f"/images/{image}/json")
         if answer.status_code == _NOT_FOUND:
-            return False
-        _ok(answer, f"looking at {image}")
-        return True
+            return None
+        body = _body(_ok(answer, f"looking at {image}"))
+        labels = (body.get("Config") or {}).get("Labels") or {}
+        return EngineImage(image_id=str(body["Id"]), labels=dict(labels))
+
+    async def commit(
+        self, container_id: str, *, repo: str, tag: str, labels: Mapping[str, str]
+    ) -> None:
+        """Keep what a container has changed as the image ``repo:tag`` with ``labels``.
+
+        Raises:
+            SandboxStartError: the engine refuses.
+        """
+        answer = await self._call(
+            "POST",
+            "/commit",
+            params={
+                "container": container_id,
+                "repo": repo,
+                "tag": tag,
+                "pause": "false",
+                "changes": [f"LABEL {name}={value}" for name, value in labels.items()],
+            },
+            content=b"{}",
+            headers={"content-type": "application/json"},
+            timeout=_COMMIT_TIMEOUT_S,
+        )
+        _ok(answer, "keeping a container as an image")
+
+    async def labelled_images(self, label: str) -> list[str]:
+        """Names of all images with ``label``."""
+        answer = await self._call(
+            "GET",
+            "/images/json",
+            params={"filters": orjson.dumps({"label": [label]}).decode()},
+        )
+        rows = orjson.loads(_ok(answer, "listing images").content)
+        return [name for row in rows for name in row.get("RepoTags") or ()]
+
+    async def remove_image(self, image: str) -> bool:
+        """Remove an image by name; tell whether it went: one in use stays."""
+        answer = await self._call("DELETE", f"/images/{image}")
+        return not answer.is_error
+
+    async def has_image(self, image: str) -> bool:
+        """Whether the engine has ``image``."""
+        return await self.find_image(image) is not None
 
     async def pull(self, image: str) -> AsyncIterator[Mapping[str, Any]]:
         """Pull ``image``, whose tag or digest is named; yield what the engine says of it.
 
+        A registry on loopback may speak HTTP: Docker takes that as it is, Podman has to be
+        told, in words that only its own API has.
+
         Raises:
             SandboxStartError: the engine refuses at once, or falls silent.
         """
+        path, params = "/images/create", {"fromImage": image}
+        if self._kind is PODMAN and is_on_loopback(image):
+            path, params = _PODMAN_PULL, {"reference": image, "tlsVerify": "false"}
         try:
             async with self._client.stream(
-                "POST", "/images/create", params={"fromImage": image}, timeout=_PULL_TIMEOUT_S
+                "POST", path, params=params, timeout=_PULL_TIMEOUT_S
             ) as answer:
                 if answer.is_error:
                     await answer.aread()

@@ -161,6 +161,13 @@ class FakeSandboxBackend:
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         """There are no images to fetch."""
 
+    async def identify(self, image: str) -> str:
+        """``fake``, whatever the image."""
+        return "fake"
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """There are no images, and so nothing to hide in them."""
+
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
         """Make a folder with the files of ``spec`` as a repository."""

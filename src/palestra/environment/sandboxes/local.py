@@ -74,6 +74,13 @@ class LocalBackend:
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         """There are no images to fetch."""
 
+    async def identify(self, image: str) -> str:
+        """``host``, whatever the image."""
+        return "host"
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """There are no images, and so nothing to hide in them."""
+
     @asynccontextmanager
     async def start(self, spec: SandboxSpec) -> AsyncIterator[Sandbox]:
         """Make a folder with the files of ``spec``; leaving the context removes it.

@@ -28,7 +28,8 @@ class SandboxSpec:
     """What to start: an image (or the host's userland), a directory, an environment.
 
     ``files`` are laid into ``workdir`` as a git repository with one commit, for
-    tasks that carry their repository in the row.
+    tasks that carry their repository in the row. ``base_commit`` is the last one that the
+    repository of the image may show; ``None``: as the image is.
     """
 
     image: str
@@ -37,11 +38,19 @@ class SandboxSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     limits: SandboxLimits = SandboxLimits()
     network: bool = False
+    base_commit: str | None = None
 
     @classmethod
     def for_task(cls, task: Task, limits: SandboxLimits, env: Mapping[str, str]) -> SandboxSpec:
         """The sandbox that ``task`` asks for."""
-        return cls(image=task.image, workdir=task.workdir, files=task.files, env=env, limits=limits)
+        return cls(
+            image=task.image,
+            workdir=task.workdir,
+            files=task.files,
+            env=env,
+            limits=limits,
+            base_commit=None if task.files else task.base_commit,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,10 +164,33 @@ class SandboxBackend(Protocol):
         """
         ...
 
+    async def identify(self, image: str) -> str:
+        """What ``image`` is made of, in a word that changes with it.
+
+        A digest where there is one (``sha256:…``); else ``folder:…`` for a folder that was
+        registered, of which the outermost files are looked at only, or ``host``.
+
+        Raises:
+            ImageError: it is not there.
+        """
+        ...
+
+    async def prepare(self, spec: SandboxSpec) -> None:
+        """Do once what ``start(spec)`` would do first: hide what came after ``base_commit``.
+
+        Safe to call from many episodes and processes at the same time.
+
+        Raises:
+            ImageError: the image is not there, or its repository does not hold the commit.
+            HostError: the disk is full.
+        """
+        ...
+
     def start(self, spec: SandboxSpec) -> AbstractAsyncContextManager[Sandbox]:
         """Start a sandbox; leaving the context removes everything it made.
 
         Raises (on entry):
+            UnverifiedHistory: the repository may show more than ``spec.base_commit``.
             ImageError: ``spec.image`` is unknown or broken.
             SandboxStartError: it did not come up.
         """
