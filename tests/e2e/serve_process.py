@@ -84,21 +84,21 @@ def bodies(num: int) -> list[dict[str, Any]]:
     return [{**row, "responses_create_params": {"input": []}} for row in rows]
 
 
-def command(state: Path, backend: str, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The command line and the environment of a server."""
-    recipe = state.parent / "recipe.toml"  # its path must not look like the state's
+def command(folder: Path, backend: str, options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a server whose state is in ``folder / "state"``."""
+    recipe = folder / "recipe.toml"  # its path must not look like the state's
     recipe.write_text(f'[sandbox]\nhost_image = "{IMAGE or "unused"}"\n')
     words = [sys.executable, "-m", "palestra", "serve", "--recipe", str(recipe), "--port", "0"]
     words += ["--sandbox", backend, *options]
-    return words, {**os.environ, "PALESTRA_STATE": str(state)}
+    return words, {**os.environ, "PALESTRA_STATE": str(folder / "state")}
 
 
 @asynccontextmanager
 async def serving(
-    state: Path, backend: str, *options: str, **variables: str
+    folder: Path, backend: str, *options: str, **variables: str
 ) -> AsyncIterator[Served]:
     """Run the command until the block ends, which also ends what is at work."""
-    words, env = command(state, backend, options)
+    words, env = command(folder, backend, options)
     process = await asyncio.create_subprocess_exec(
         *words, env=env | variables, stderr=asyncio.subprocess.PIPE
     )

@@ -47,14 +47,14 @@ async def test_a_server_killed_with_32_episodes_at_work_leaves_nothing(
     state, policy = tmp_path / "state", Hung()
     async with ScriptedModelServer(policy) as model:
         options = (*OPTIONS, "--policy-base-url", model.base_url)
-        async with serving(state, backend, *options) as server:
+        async with serving(tmp_path, backend, *options) as server:
             requests = server.start(NUM)
             await until(lambda: len(policy.sleepers()) == NUM, what="all run their command")
             os.kill(server.pid, signal.SIGKILL)
             answers = await asyncio.gather(*requests, return_exceptions=True)
         assert all(isinstance(answer, httpx.HTTPError) for answer in answers), answers
         policy.let_go = True
-        async with serving(state, backend, *options) as again:
+        async with serving(tmp_path, backend, *options) as again:
             await until(lambda: not policy.sleepers(), what="no process of the killed one is left")
             await until(lambda: not left_behind(state), what=lambda: f"gone: {left_behind(state)}")
             assert await containers_of(backend, server.pid) == []
@@ -69,7 +69,7 @@ async def test_a_sandbox_killed_from_outside_is_one_infra_error(
     state, policy, num = tmp_path / "state", Hung(), NUM_BESIDE_A_KILLED_ONE[backend]
     async with ScriptedModelServer(policy) as model:
         options = (*OPTIONS, "--policy-base-url", model.base_url)
-        async with serving(state, backend, *options) as server:
+        async with serving(tmp_path, backend, *options) as server:
             requests = server.start(num)
             await until(lambda: len(policy.sleepers()) == num, what="all run their command")
             policy.let_go = True

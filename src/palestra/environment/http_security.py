@@ -58,11 +58,13 @@ async def check_endpoint(url: str, *, allow_hosts: Collection[str] = ()) -> str:
     allowed = host.lower() in {name.lower() for name in allow_hosts}
     for address in addresses:
         if _in(address, _NEVER) or address.is_multicast:
-            raise EndpointRefused(f"names {host}, which is the link-local address {address}")
+            raise EndpointRefused(
+                f"names {_said(host, address)}, which is link-local: never allowed"
+            )
         if not allowed and not _in(address, _NEAR):
             raise EndpointRefused(
-                f"names {host} ({address}), which is neither loopback nor in a private "
-                "network; environment.allow_hosts may list it"
+                f"names {_said(host, address)}, which is neither loopback nor in a private "
+                "network; environment.allow_hosts of the server's recipe may list it"
             )
     return url
 
@@ -78,6 +80,10 @@ async def _resolve(host: str, port: int | None) -> list[Address]:
     except (OSError, UnicodeError) as error:
         raise EndpointRefused(f"names {host}, which cannot be resolved: {error}") from None
     return [_plain(ipaddress.ip_address(info[4][0])) for info in found]
+
+
+def _said(host: str, address: Address) -> str:
+    return host if host == str(address) else f"{host} ({address})"
 
 
 def _plain(address: Address) -> Address:

@@ -27,6 +27,7 @@ _OVERFLOW_WORDS = ("maximum context length", "model's context length", "maximum 
 _RESERVED = frozenset({"model", "messages", "tools", "tool_choice", "stream", "n"})
 _TOO_MANY_REQUESTS = 429
 _MESSAGE_CHARS = 500
+_UNREACHABLE = "is it running, and can this machine reach that address?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,7 @@ class ModelClient:
             except httpx.TransportError as error:
                 reason = f"cannot be reached: {error or type(error).__name__}"
                 if pause_s is None:
-                    raise self._failure(reason) from error
+                    raise self._failure(reason, hint=_UNREACHABLE) from error
             except (httpx.InvalidURL, httpx.HTTPError) as error:
                 raise self._failure(f"cannot be asked: {error}") from error
             else:
@@ -169,8 +170,8 @@ class ModelClient:
             return ContextOverflow(message)
         return self._failure(f"answered {response.status_code}: {message}")
 
-    def _failure(self, what: str) -> ModelUnavailable:
-        return ModelUnavailable(f"the policy endpoint {self._endpoint.base_url} {what}")
+    def _failure(self, what: str, *, hint: str | None = None) -> ModelUnavailable:
+        return ModelUnavailable(f"the policy endpoint {self._endpoint.base_url} {what}", hint=hint)
 
 
 def _worth_retrying(status: int) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from palestra.environment.sandboxes.images import is_on_loopback
 from palestra.errors import HostError, ImageError
 
 _INSPECT_TIMEOUT_S = 120.0
 _STALL_TIMEOUT_S = 300.0
 _POLL_S = 0.25
 _KILL_TIMEOUT_S = 10.0
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _REFUSED = re.compile(r"unauthorized|denied|authentication required|status 40[13]", re.I)
 _UNKNOWN = re.compile(r"manifest unknown|name unknown|repository name not known|not found", re.I)
 _FULL = re.compile(r"no space left|disk quota", re.I)
@@ -121,7 +121,7 @@ class Skopeo:
         return f"{repository}/{bare}@{digest}" if repository else f"{bare}@{digest}"
 
     def _tls(self, source: str, option: str) -> list[str]:
-        return [f"{option}=false"] if _LOOPBACK.fullmatch(source.split("/")[0]) else []
+        return [f"{option}=false"] if is_on_loopback(source) else []
 
 
 def explain(stderr: str, *, image: str) -> ImageError | HostError:

@@ -22,6 +22,7 @@ from palestra.environment.sandboxes.unpack import unpack_tar
 from palestra.errors import HostError, ImageError
 
 _MAX_FILE_NAME = 180
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.()-]*")
 
 
@@ -311,6 +312,11 @@ def canonical_name(name: str) -> str:
         raise ImageError(f"{name!r} is no name of an image")
     last = name.rsplit("/", 1)[-1]
     return name if ":" in last or "@" in last else f"{name}:latest"
+
+
+def is_on_loopback(name: str) -> bool:
+    """Whether the image's name begins with a registry of this machine, which may speak HTTP."""
+    return _LOOPBACK.fullmatch(name.split("/", 1)[0]) is not None
 
 
 def _shows(layers: tuple[Path, ...], path: str) -> bool:

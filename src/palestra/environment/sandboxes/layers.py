@@ -42,7 +42,9 @@ class LayerCache:
             if not _touch(layer):
                 self._build(layer, build)
         except OSError as error:
-            raise HostError.from_os(error, doing="cannot prepare a sandbox layer") from error
+            raise HostError.from_os(
+                error, doing=f"cannot prepare a sandbox layer in {layer.parent}"
+            ) from error
         return layer
 
     def repository(self, workdir: str, files: Sequence[TaskFile]) -> Path:

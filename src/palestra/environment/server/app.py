@@ -22,6 +22,10 @@ Result = TypeVar("Result")
 CLIENT_HEADER = "X-Palestra-Client"
 """Says whose request it is, for turns in the queue."""
 CLIENT_GONE = 499  # nobody reads it; the access log does
+_PLAINER = {
+    "missing": "this field is missing",
+    "model_type": "the body must be a JSON object: a task's row and responses_create_params",
+}
 GYM_AGENT = "mini_swe_agent"
 GYM_SERVER = "mini_swe_simple_agent"
 
@@ -98,7 +102,10 @@ async def _bad_request(_: Request, error: Exception) -> Response:
 async def _malformed(_: Request, error: Exception) -> Response:
     assert isinstance(error, ValidationError)
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    detail = [{**one, "loc": ["body", *one["loc"]]} for one in found]
+    detail = [
+        {**one, "loc": ["body", *one["loc"]], "msg": _PLAINER.get(one["type"], one["msg"])}
+        for one in found
+    ]
     return _json({"detail": detail}, status=422)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+HOW = "send it as Authorization: Bearer TOKEN, or as the password of http://x:TOKEN@HOST:PORT"
+
 
 class TokenGate:
     """Lets requests through that carry the token, as bearer or as basic-auth password.
@@ -25,8 +27,10 @@ class TokenGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http" and not self._admits(scope["headers"]):
+            has_any = any(name == b"authorization" for name, _ in scope["headers"])
+            what = "this is not the server's token" if has_any else "the server wants its token"
             refusal = JSONResponse(
-                {"detail": "the server wants its token, as bearer or as basic-auth password"},
+                {"detail": f"{what}: {HOW}"},
                 status_code=401,
                 headers={"WWW-Authenticate": 'Bearer, Basic realm="palestra"'},
             )

@@ -48,9 +48,15 @@ def choose_task(request: RunRequest, table: Mapping[str, Task]) -> Task:
             raise BadRequest(str(error), field=_field_of(error)) from None
     if request.instance_id in table:
         return table[request.instance_id]
+    if not table:
+        raise BadRequest(
+            "the request carries no row (it has no problem_statement), and this server knows no "
+            "tasks by id: send the whole row, or start the server with --tasks",
+            field="instance_id",
+        )
     raise BadRequest(
-        f"the request carries no row, and none of the {len(table)} tasks of this server "
-        f"is {request.instance_id!r}: send the whole row, or start the server with --tasks",
+        f"the request carries no row, and {request.instance_id!r} is none of the {len(table)} "
+        "tasks that this server was started with: send the whole row, or add it to --tasks",
         field="instance_id",
     )
 
