@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from palestra.environment.sandboxes.protocol import CommandResult, Sandbox
 from palestra.environment.sandboxes.repository import commit_of
 from palestra.errors import ImageError, PalestraError, SandboxError
@@ -10,10 +12,15 @@ from palestra.records import Task
 DIFF_TIMEOUT_S = 120.0
 PATCH_LIMIT_BYTES = 64 << 20
 _TAIL_CHARS = 300
+_LOST = re.compile(r"^(?:deleted file mode|rename from) ", re.MULTILINE)
 
 # The repository may belong to another user; a file-system monitor would be the agent's
-# own program; names outside ASCII are quoted, so that the patch survives any reader.
-_GIT = "git -c safe.directory='*' -c core.fsmonitor=false -c core.quotePath=true"
+# own program; names outside ASCII are quoted, so that the patch survives any reader. The
+# others would make git overlook a mode or change line ends, where files count as they are.
+_GIT = (
+    "git -c safe.directory='*' -c core.fsmonitor=false -c core.quotePath=true "
+    "-c core.fileMode=true -c core.autocrlf=false -c core.safecrlf=false"
+)
 # Plumbing, so that no setting of the agent's changes the format.
 _DIFF = (
     "diff-index --cached -p -M --binary --full-index --no-ext-diff --no-textconv --no-color"
@@ -88,7 +95,8 @@ async def working_tree_diff(sandbox: Sandbox, base_commit: str) -> str:
     """The diff of the working tree against ``base_commit``, as ``git apply`` reads it.
 
     Untracked files, renames, modes and binary files are in it; the index of the
-    repository is not touched.
+    repository is not touched. Files that git ignores are in it where they were there at
+    the base, or where the agent added them by force.
 
     Args:
         sandbox: where the working tree is.
@@ -99,10 +107,13 @@ async def working_tree_diff(sandbox: Sandbox, base_commit: str) -> str:
             too large.
         SandboxError: the sandbox failed.
     """
-    patch = await _diff(sandbox, f"{_stage(sandbox)}\n{_GIT} {_DIFF} {base_commit} --")
-    if "\ufffd" in patch:
-        command = f"{_ALL_BINARY}\n{_stage(sandbox)}\n{_GIT} {_DIFF} {base_commit} --"
+    command = f"{_stage(sandbox)}\n{_GIT} {_DIFF} {base_commit} --"
+    patch = await _diff(sandbox, command)
+    if _LOST.search(patch):
+        command = f"{_stage(sandbox)}\n{_restore(base_commit)}\n{command}"
         patch = await _diff(sandbox, command)
+    if "\ufffd" in patch:
+        patch = await _diff(sandbox, f"{_ALL_BINARY}\n{command}")
     return patch
 
 
@@ -116,11 +127,25 @@ def _stage(sandbox: Sandbox) -> str:
     add = f"{_GIT} add -A --ignore-errors"
     return (
         f"export GIT_INDEX_FILE={index} GIT_OPTIONAL_LOCKS=0\n"
-        f"[ -f {index} ] || cp -- .git/index {index} 2>/dev/null\n"
+        # With its time: an entry that is not older than its index is read anew.
+        f"[ -f {index} ] || cp -p -- .git/index {index} 2>/dev/null\n"
         # 1: some files could not be read (a repository without commits is one such);
         # the others are staged. Otherwise again, to hear why: keeping what it says would
         # cost each of the others a process.
         f"{add} >/dev/null 2>&1\n[ $? -le 1 ] || {{ {add} 2>&1; exit 1; }}"
+    )
+
+
+def _restore(base_commit: str) -> str:
+    """Bash that puts back into the index what the base had and the agent took out.
+
+    What is not on the disk either is gone again when all is staged the next time. But a
+    file that git ignores would not be staged by itself.
+    """
+    return (
+        f"{_GIT} diff-index --cached --no-renames --diff-filter=D --name-only -z {base_commit} --"
+        f" | xargs -0 -r {_GIT} ls-tree -z --full-tree {base_commit} --"
+        f" | {_GIT} update-index -z --index-info"
     )
 
 
