@@ -78,11 +78,12 @@ copy_history() {
     plain_git rev-list "$base" >"$scratch/commits"
     grep -Fxf "$scratch/commits" "$common/shallow" >"$new/shallow" || rm -f "$new/shallow"
   fi
+  branch=$(plain_git symbolic-ref -q HEAD || :)
   {
     awk '{ print "create", $2, $1 }' "$scratch/tags"
-    if branch=$(plain_git symbolic-ref -q HEAD); then echo "create $branch $base"; fi
+    [ -z "$branch" ] || echo "create $branch $base"
   } | new_git update-ref --stdin
-  if [ -n "${branch:=$(plain_git symbolic-ref -q HEAD || :)}" ]; then
+  if [ -n "$branch" ]; then
     new_git symbolic-ref HEAD "$branch"
   else
     new_git update-ref --no-deref HEAD "$base"

@@ -1,0 +1,211 @@
+"""No sandbox shows what its repository knew after the base commit, on any backend."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from leaky_repository import FUTURES, KEPT, make_leaky_rootfs, marks_in, marks_of
+
+from palestra.environment.patch import snapshot, working_tree_diff
+from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
+from palestra.environment.sandboxes.engine import EngineBackend
+from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN, open_engine
+from palestra.environment.sandboxes.engine_prepared import SOURCE_LABEL, drop_outdated
+from palestra.environment.sandboxes.images import ImageStore
+from palestra.environment.sandboxes.protocol import Sandbox, SandboxBackend, SandboxSpec
+from palestra.errors import ImageError, PalestraError
+
+ENGINES = {"docker": DOCKER, "podman": PODMAN}
+_SEEN = "/testbed /srv /root /tmp"
+_LOOK = (
+    "cd /testbed; git log --all -p --no-color; git stash list -p; git reflog; git fsck"
+    " --lost-found; git cat-file --batch-all-objects --batch; git for-each-ref; cat .git/*_HEAD"
+    " .git/config; git worktree list; git notes list; git -C sub log --all -p"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaky:
+    """An image with a repository that knows its future."""
+
+    backend_name: str
+    image: str
+    rootfs: Path
+    base_commit: str
+
+    @property
+    def spec(self) -> SandboxSpec:
+        return SandboxSpec(image=self.image, workdir="/testbed", base_commit=self.base_commit)
+
+    def backend(self, folder: Path) -> SandboxBackend:
+        if self.backend_name in ENGINES:
+            return EngineBackend(ENGINES[self.backend_name], host_image=self.image)
+        store = ImageStore(folder / "store")
+        store.add(self.image, self.rootfs, env={"PATH": "/bin", "HOME": "/root"})
+        return BubblewrapBackend(store=store, state_dir=folder / "state")
+
+
+@pytest.fixture(scope="module")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("leaky") / "rootfs"
+    return folder, make_leaky_rootfs(folder)
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", *ENGINES])
+def leaky(
+    request: pytest.FixtureRequest,
+    rootfs: tuple[Path, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Leaky]:
+    folder, base = rootfs
+    image = f"palestra-test/leaky:{secrets.token_hex(4)}"
+    made = Leaky(backend_name=request.param, image=image, rootfs=folder, base_commit=base)
+    try:
+        if request.param in ENGINES:
+            ENGINES[request.param].find_socket()  # or say that there is none
+            _import(made)
+        else:
+            asyncio.run(BubblewrapBackend(store=None, state_dir=folder.parent / "trial").check())
+    except PalestraError as error:
+        if os.environ.get("PALESTRA_TEST_REQUIRE"):
+            raise
+        pytest.skip(f"{request.param}: {error}")
+    yield made
+    if request.param in ENGINES:
+        asyncio.run(_remove(made))
+
+
+def _import(leaky: Leaky) -> None:
+    tar = subprocess.Popen(
+        ["tar", "-C", str(leaky.rootfs), "--numeric-owner", "-c", "."], stdout=subprocess.PIPE
+    )
+    remote = ["--remote"] if leaky.backend_name == "podman" else []
+    options = ["--change", "ENV PATH=/bin", "--change", "ENV HOME=/root"]
+    with tar:
+        subprocess.run(
+            [leaky.backend_name, *remote, "import", *options, "-", leaky.image],
+            stdin=tar.stdout,
+            check=True,
+            capture_output=True,
+        )
+
+
+async def _remove(leaky: Leaky) -> None:
+    async with open_engine(ENGINES[leaky.backend_name]) as api:
+        source = await api.find_image(leaky.image)
+        assert source is not None
+        for name in await api.labelled_images(SOURCE_LABEL):
+            image = await api.find_image(name)
+            if image is not None and image.labels[SOURCE_LABEL] == source.image_id:
+                assert await api.remove_image(name)
+        assert await api.remove_image(leaky.image)
+
+
+async def _found(sandbox: Sandbox, folder: Path) -> set[str]:
+    """The marks that can be read inside, by git and by whoever reads its files."""
+    said = await sandbox.run(_LOOK, timeout_s=30, output_limit_bytes=1 << 24)
+    packed = await sandbox.run(
+        f"tar -c -f /tmp/seen.tar --exclude seen.tar {_SEEN} 2>&1", timeout_s=30
+    )
+    assert packed.exit_code == 0, packed.output
+    tar = folder / f"{secrets.token_hex(4)}.tar"
+    tar.write_bytes(await sandbox.read_file("/tmp/seen.tar"))
+    return marks_in(tar) | marks_of(said.output.encode())
+
+
+async def _output(sandbox: Sandbox, command: str) -> str:
+    done = await sandbox.run(command, timeout_s=30)
+    assert done.exit_code == 0, f"{command}: {done.output}"
+    return done.output
+
+
+async def test_nothing_from_after_the_base_commit_can_be_read(leaky: Leaky, tmp_path: Path) -> None:
+    backend = leaky.backend(tmp_path)
+    async with backend.start(leaky.spec) as sandbox:
+        assert await _found(sandbox, tmp_path) == set(KEPT)
+
+
+async def test_without_hiding_the_same_look_finds_all_of_it(leaky: Leaky, tmp_path: Path) -> None:
+    backend = leaky.backend(tmp_path)
+    async with backend.start(replace(leaky.spec, base_commit=None)) as sandbox:
+        assert await _found(sandbox, tmp_path) == {*KEPT, *FUTURES}
+
+
+async def test_git_goes_on_working(leaky: Leaky, tmp_path: Path) -> None:
+    backend = leaky.backend(tmp_path)
+    async with backend.start(leaky.spec) as sandbox:
+        assert (await _output(sandbox, "git rev-parse HEAD")).strip() == leaky.base_commit
+        log = await _output(sandbox, "git log --format=%s")
+        assert log.splitlines() == ["commit past"] * 3
+        assert await _output(sandbox, "git tag") == "v1\n"
+        assert await _output(sandbox, "git symbolic-ref HEAD") == "refs/heads/main\n"
+        status = await _output(sandbox, "git status --porcelain")
+        expected = [
+            "A  added.txt",
+            " M more.txt",
+            " M other.txt",
+            "A  setup.txt",
+            "?? untracked.txt",
+        ]
+        assert sorted(status.splitlines()) == sorted(expected)
+        assert await _output(sandbox, "git diff --name-only") == "more.txt\nother.txt\n"
+        assert "dangling" not in await _output(sandbox, "git fsck 2>&1")
+        await _output(sandbox, "git -c user.name=a -c user.email=a@b commit -qam mine && git gc -q")
+
+
+async def test_the_diff_of_an_agent_is_its_own(leaky: Leaky, tmp_path: Path) -> None:
+    backend = leaky.backend(tmp_path)
+    async with backend.start(leaky.spec) as sandbox:
+        base = await snapshot(sandbox)
+        assert await working_tree_diff(sandbox, base) == ""
+        await _output(sandbox, "echo fixed >code.txt")
+        patch = await working_tree_diff(sandbox, base)
+        assert patch.count("diff --git") == 1
+        assert "+fixed" in patch
+
+
+async def test_it_is_done_once(leaky: Leaky, tmp_path: Path) -> None:
+    backend = leaky.backend(tmp_path)
+    await backend.prepare(leaky.spec)
+    before = await _prepared_state(leaky, tmp_path)
+    await leaky.backend(tmp_path).prepare(leaky.spec)
+    async with backend.start(leaky.spec):
+        pass
+    assert await _prepared_state(leaky, tmp_path) == before
+
+
+async def _prepared_state(leaky: Leaky, folder: Path) -> list[str]:
+    if leaky.backend_name in ENGINES:
+        async with open_engine(ENGINES[leaky.backend_name]) as api:
+            images = [
+                await api.find_image(name) for name in await api.labelled_images(SOURCE_LABEL)
+            ]
+            return sorted(image.image_id for image in images if image is not None)
+    seals = (folder / "store/history").glob("*.json")
+    return sorted(f"{path} {path.stat().st_ino}" for path in seals)
+
+
+async def test_a_commit_that_the_image_lacks_is_an_image_error(
+    leaky: Leaky, tmp_path: Path
+) -> None:
+    backend = leaky.backend(tmp_path)
+    with pytest.raises(ImageError, match="has no commit"):
+        async with backend.start(replace(leaky.spec, base_commit="0" * 40)):
+            pass
+
+
+async def test_prepared_images_go_with_their_source(leaky: Leaky, tmp_path: Path) -> None:
+    if leaky.backend_name not in ENGINES:
+        pytest.skip("of engines only")
+    async with open_engine(ENGINES[leaky.backend_name]) as api:
+        await leaky.backend(tmp_path).prepare(leaky.spec)
+        before = await _prepared_state(leaky, tmp_path)
+        await drop_outdated(api)
+        assert await _prepared_state(leaky, tmp_path) == before
