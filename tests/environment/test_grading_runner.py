@@ -148,7 +148,7 @@ async def test_pip_without_a_network_gives_up_at_once(backend: SandboxBackend) -
     task = toy_task(eval_script=install + TESTS)
     verdict = await toy_grader(backend).grade(task, GOLD)
     assert "pip: 1 0 isolated" in verdict.log
-    build = "--- /dev/null\n+++ b/setup.py\n@@ -0,0 +1 @@\n+# nothing\n"
+    build = "--- /dev/null\n+++ b/fast.pyx\n@@ -0,0 +1 @@\n+# nothing\n"
     verdict = await toy_grader(backend).grade(task, GOLD + build)
     assert verdict.resolved
     assert "pip: 1 0 0" in verdict.log

@@ -121,7 +121,7 @@ def test_what_steers_the_tests_does_not_count(patch: str, reason: str) -> None:
     [
         "",
         GOLD,
-        changed("setup.py"),
+        changed("requirements.txt"),
         changed("requirements/dev.txt"),
         added("src/pkg/fixtures/data.json"),
         added("src/pkg/json.py"),  # no module of that name is imported from there

@@ -132,10 +132,13 @@ class SandboxGrader:
             else:
                 await sandbox.write_file(patch_file, patches.encode(patch))
         runner, folder = runner_of(task.log_parser), f"/tmp/{name}"
+        hidden, changed = (patches.touched_paths(text) for text in (task.test_patch, patch))
         steps = Steps(
             apply="\n".join(apply),
             apply_first=patches.touches_build(patch),
-            witness=witness_steps(runner, task.test_patch, folder=folder) if key else "",
+            witness=witness_steps(runner, hidden=hidden, changed=changed, folder=folder)
+            if key
+            else "",
             witness_folder=folder,
         )
         return await sandbox.run(

@@ -17,7 +17,6 @@ from functools import cache
 from importlib import resources
 
 from palestra.environment.sandboxes.protocol import SECRET_FD
-from palestra.tasks.patches import patched_files
 from palestra.tasks.swegym import START_MARKER
 
 
@@ -100,20 +99,22 @@ def _with_folder(tests: str, folder: str) -> str:
     return _PATH.sub(f"PYTHONPATH={folder}:", tests)
 
 
-def witness_steps(runner: Runner, test_patch: str, *, folder: str) -> str:
+def witness_steps(
+    runner: Runner, *, hidden: Sequence[str], changed: Sequence[str], folder: str
+) -> str:
     """Bash that lays the witness's files into a folder and points the runner there.
 
     Args:
         runner: of the row.
-        test_patch: names the hidden test files.
+        hidden: the hidden test files.
+        changed: the files of the patch.
         folder: absolute path of one that is not there yet.
     """
     if runner is Runner.OWN:
         return ""
     files = {file: _source(file) for file in _FILES[runner]}
     if runner is Runner.PYTEST:
-        hidden = [f.after for f in patched_files(test_patch) if f.after is not None]
-        files["hidden"] = "".join(f"{path}\n" for path in hidden)
+        files.update(hidden="\n".join(hidden), changed="\n".join(changed))
     else:
         files["runner"] = " ".join([runner, *_SIGNS[runner]])
     return "\n".join(

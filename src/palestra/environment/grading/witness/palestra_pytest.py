@@ -65,12 +65,31 @@ def content(path):
         return None
 
 
+def classes(root=object):
+    """Every class there is; the same one more than once where it has several parents."""
+    for cls in type.__subclasses__(root):
+        yield cls
+        if cls is not type:
+            yield from classes(cls)
+
+
+def equals_anything(cls):
+    """Whether an instance says that it equals an object that nobody has seen."""
+    for make in (object.__new__, cls.__new__):
+        try:
+            return vars(cls)["__eq__"](make(cls), object()) is True
+        except Exception:
+            continue
+    return False
+
+
 class Witness:
     """Notes how each test ends and signs it at the end of the session."""
 
-    def __init__(self, seal, hidden):
+    def __init__(self, seal, hidden, changed):
         self._seal = seal
         self._hidden = {path: content(path) for path in map(os.path.realpath, hidden)}
+        self._patched = frozenset(map(os.path.realpath, changed))
         self._deciders = dict(deciders())
         self._began_s = os.stat(FOLDER).st_mtime
         self._ends = []  # (status, id)
@@ -117,6 +136,11 @@ class Witness:
         raised = call.excinfo is not None
         outcome = yield
         report = outcome.get_result()
+        if raised and isinstance(call.excinfo.value, pytest.xfail.Exception):
+            raisers = [entry.frame.code.raw.co_filename for entry in call.excinfo.traceback]
+            if self._patched.intersection(map(os.path.realpath, raisers)):
+                self._note("FAILED", report.nodeid)
+                self._find("the patched code said itself that %s may fail" % report.nodeid)
         if raised and report.outcome == "passed" and not hasattr(report, "wasxfail"):
             self._note("FAILED", report.nodeid)
             self._find("a failure of %s was reported as a success" % report.nodeid)
@@ -150,6 +174,7 @@ class Witness:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):
         self._check_conftests()
+        self._check_equality()
         changed = sorted(self._changed())
         if changed:
             self._find("the test runner was rewritten while it ran: " + ", ".join(changed))
@@ -168,6 +193,13 @@ class Witness:
             path = getattr(plugin, "__file__", None) or ""
             if os.path.basename(path) == "conftest.py" and self._is_new(path):
                 self._find("%s was written while the tests ran" % path)
+
+    def _check_equality(self):
+        for cls in set(classes()):
+            code = getattr(vars(cls).get("__eq__"), "__code__", None)
+            if code and os.path.realpath(code.co_filename) in self._patched:
+                if equals_anything(cls):
+                    self._find("%s of the patch equals anything" % cls.__name__)
 
     def _is_new(self, path):
         try:
@@ -195,10 +227,14 @@ def _witness():
     others = ",".join(name for name in plugins if name and name != __name__)
     if others:
         os.environ["PYTEST_PLUGINS"] = others
-    with open(os.path.join(FOLDER, "hidden")) as file:
-        hidden = file.read().splitlines()
     seal = palestra_seal.open_seal()
-    return [] if seal is None else [Witness(seal, hidden)]
+    return [] if seal is None else [Witness(seal, listed("hidden"), listed("changed"))]
+
+
+def listed(name):
+    """The lines of a file that came along."""
+    with open(os.path.join(FOLDER, name), encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().split("\n")
 
 
 _waiting = _witness()  # now: the first conftest may import the code under test

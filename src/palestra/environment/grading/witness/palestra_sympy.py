@@ -34,6 +34,7 @@ class Witness:
     def __init__(self, seal):
         self._seal = seal
         self._test = ""
+        self._may_fail = False
         self._ends = []  # (letter, name)
         self._canaries = {}
 
@@ -70,6 +71,8 @@ class Witness:
         @functools.wraps(enter)
         def watched(this, function):
             self._test = function.__name__
+            # What may fail is wrapped; others cannot say so of themselves.
+            self._may_fail = hasattr(function, "__wrapped__")
             return enter(this, function)
 
         reporter.entering_test = watched
@@ -85,6 +88,8 @@ class Witness:
         setattr(reporter, name, watched)
 
     def _note(self, letter):
+        if letter == "f" and not self._may_fail:
+            letter = "F"
         if self._test in self._canaries:
             self._canaries[self._test] = STATUSES.get(letter, letter)
         else:
