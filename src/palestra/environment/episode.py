@@ -181,20 +181,23 @@ class EpisodeRunner:
         try:
             async with _within(limit_s, late):
                 await self._backend.ensure_image(task.image, progress.on_image)
+                await self._backend.prepare(self._spec(task))
         finally:
             progress.image_s = time.monotonic() - began_s
 
     @asynccontextmanager
     async def _started(self, task: Task) -> AsyncIterator[tuple[Sandbox, str]]:
         """A sandbox, and the tree that it starts with."""
-        spec = SandboxSpec.for_task(task, self._limits, self._agent.env)
         limit_s = self._section.start_timeout_s
         late = SandboxStartError(f"{task.instance_id}: no sandbox in {limit_s:g} s")
         async with AsyncExitStack() as stack:
             async with _within(limit_s, late):
-                sandbox = await stack.enter_async_context(self._backend.start(spec))
+                sandbox = await stack.enter_async_context(self._backend.start(self._spec(task)))
                 base = await self._start_trees.of(task, sandbox)
             yield sandbox, base
+
+    def _spec(self, task: Task) -> SandboxSpec:
+        return SandboxSpec.for_task(task, self._limits, self._agent.env)
 
     async def _work(
         self,
