@@ -86,13 +86,19 @@ def outcome_metrics(episodes: Sequence[EpisodeResult]) -> dict[str, float]:
     """Shares of outcomes, mean reward, and the solve rate with its 95 % interval.
 
     ``outcome/…`` are shares of all episodes; rewards and the solve rate are over those
-    that have a reward. ``integrity/tampered`` counts episodes.
+    that have a reward. ``integrity/…`` counts episodes: tampered ones, those of which a part
+    of the patch was refused, and those whose test run was meddled with.
     """
     if not episodes:
         return {}
     counts = {o: sum(e.outcome is o for e in episodes) for o in Outcome}
     metrics = {f"outcome/{o.value}": n / len(episodes) for o, n in counts.items()}
-    metrics["integrity/tampered"] = float(counts[Outcome.TAMPERED])
+    verdicts = [e.verdict for e in episodes if e.verdict is not None]
+    metrics |= {
+        "integrity/tampered": float(counts[Outcome.TAMPERED]),
+        "integrity/refused": float(sum(bool(v.refused) for v in verdicts)),
+        "integrity/forged": float(sum(bool(v.findings) for v in verdicts)),
+    }
     rewards = [e.reward for e in episodes if e.reward is not None]
     num_solved = sum(reward == 1.0 for reward in rewards)
     interval = wilson_interval(num_solved, len(rewards))
