@@ -168,19 +168,32 @@ class Launch:
     def _kill_group(self) -> None:
         assert self._process is not None
         # Not reaped yet, so neither the pid nor the group can be anybody else's.
-        if self._process.poll() is None:
+        if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         for process in self._lease.processes:
             processes.kill(process)
 
+    def _has_ended(self) -> bool:
+        """Whether bwrap has ended; then it is reaped, and its group is dead.
+
+        A bwrap that ends while it starts, say because nobody takes its word on the pid any
+        more, leaves a child behind that waits for it for ever.
+        """
+        assert self._process is not None
+        if self._process.returncode is None:
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            if os.waitid(os.P_PID, self._process.pid, options) is None:
+                return False
+            self._kill_group()
+            self._process.poll()
+        return True
+
     async def _exited(self, timeout_s: float) -> bool:
         """Wait until bwrap and the sandbox's pid 1 are gone, and reap ours."""
-        assert self._process is not None
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            done = self._process.poll() is not None
-            if done and not any(map(processes.is_alive, self._lease.processes)):
+            if self._has_ended() and not any(map(processes.is_alive, self._lease.processes)):
                 return True
             await asyncio.sleep(_POLL_S)
         return False
@@ -190,7 +203,9 @@ class Launch:
         if self._stderr_fd >= 0:
             said = os.pread(self._stderr_fd, _MAX_COMPLAINT_BYTES, 0)
             text = said.decode("utf-8", "replace").strip()
-        code = self._process.poll() if self._process is not None else None
+        code = None
+        if self._process is not None and self._has_ended():
+            code = self._process.returncode
         return StartFailure(f"{message}: {text}" if text else message, exit_code=code, stderr=text)
 
 
