@@ -90,15 +90,19 @@ async def ours(backend: SandboxBackend, image: str) -> AsyncIterator[Run]:
 async def theirs(image: str) -> AsyncIterator[Run]:
     from minisweagent.environments.docker import DockerEnvironment
 
-    environment = DockerEnvironment(image=image, cwd=WORKDIR, logger=logging.getLogger("theirs"))
+    logger = logging.getLogger("theirs")
+    environment = await asyncio.to_thread(
+        DockerEnvironment, image=image, cwd=WORKDIR, logger=logger
+    )
 
     async def run(command: str) -> str:
-        return str(environment.execute({"command": command})["output"])
+        answer = await asyncio.to_thread(environment.execute, {"command": command})
+        return str(answer["output"])
 
     try:
         yield run
     finally:
-        docker("rm", "-f", environment.container_id)
+        await asyncio.to_thread(docker, "rm", "-f", environment.container_id)
         environment.container_id = None  # else it would be stopped once more, in the background
 
 
