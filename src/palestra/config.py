@@ -32,6 +32,14 @@ class TasksSection(Section):
     heldout: str | None = Field(
         None, description="Task source of the held-out evaluation; none: no evaluation."
     )
+    certificates: Path | None = Field(
+        None, description="File that palestra certify wrote of the tasks that are trained on."
+    )
+    uncertified: Literal["refuse", "train"] = Field(
+        "refuse",
+        description="When a task has no valid certificate: refuse to begin, or train on it. "
+        "A katas: source needs none.",
+    )
     shuffle: bool = Field(True, description="Shuffle the tasks anew in each epoch.")
 
 

@@ -32,17 +32,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise HostError(f"cannot read the recipe {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    for override in overrides:
-        _override(data, override)
-    return parse_recipe(data, origin=str(path))
+    return parse_recipe(data, overrides, origin=str(path))
 
 
-def parse_recipe(data: dict[str, Any], *, origin: str = "recipe") -> Recipe:
-    """Validate a recipe given as nested dicts.
+def parse_recipe(
+    data: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "recipe"
+) -> Recipe:
+    """Validate a recipe given as nested dicts, with overrides laid over it.
 
     Raises:
         ConfigError: names every wrong key and its nearest known one.
     """
+    for override in overrides:
+        _override(data, override)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -20,7 +20,9 @@ from palestra.environment.grading.certificates import (
     Conditions,
     GradedRun,
     certificate,
+    graded,
 )
+from palestra.environment.grading.protocol import Grader
 from palestra.environment.grading.verdict import judge
 from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.errors import GradingError, HostError
@@ -64,12 +66,32 @@ class TellingGrader:
         return judge(task, passed, finished=True, log="", duration_s=0.5)
 
 
+class Bench:
+    """Grades with a grader alone, on images that are what they are called."""
+
+    def __init__(self, grader: Grader, identity: str = "sha256:1") -> None:
+        self.grader = grader
+        self.identity = identity
+
+    async def identify(self, task: Task) -> str:
+        return self.identity
+
+    async def grade(self, task: Task, name: str, patch: str) -> GradedRun:
+        verdict = await self.grader.grade(task, patch)
+        return graded(name, verdict, peak_memory_bytes=1000)
+
+
 async def certified(
-    grader: TellingGrader, path: Path, *, plan: Plan | None = None, tasks: Sequence[Task] = ()
+    grader: TellingGrader,
+    path: Path,
+    *,
+    plan: Plan | None = None,
+    tasks: Sequence[Task] = (),
+    identity: str = "sha256:1",
 ) -> list[Certificate | Uncertain]:
     seen: list[Certificate | Uncertain] = []
     await certify(
-        grader,
+        Bench(grader, identity),
         tasks or [task_of("one")],
         CertificateFile(path=path),
         plan or Plan(conditions=CONDITIONS),
@@ -97,6 +119,7 @@ async def test_what_runs_come_to(
 ) -> None:
     (one,) = await certified(TellingGrader(noop, *gold), tmp_path / "c.jsonl")
     assert isinstance(one, Certificate)
+    assert (one.image_identity, one.peak_memory_bytes) == ("sha256:1", 1000)
     assert (one.status, one.flaky_tests) == (status, flaky)
     assert [run.patch for run in one.runs] == ["noop", "gold", "gold", "gold"]
     assert list(CertificateFile(path=tmp_path / "c.jsonl").read()) == [one]
@@ -149,12 +172,23 @@ async def test_a_certificate_is_bound_to_row_and_conditions(
     assert grader.graded, "it counted although something else is asked for"
 
 
+async def test_a_certificate_is_bound_to_what_the_image_is_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    await certified(TellingGrader(["flips"], []), path)
+    grader = TellingGrader(["flips"], [])
+    await certified(grader, path, identity="sha256:2")
+    assert grader.graded
+
+
 def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
     runs = [
         GradedRun(patch=patch, resolved=patch == "gold", duration_s=1.0, failed=())
         for patch in ("noop", "gold")
     ]
-    one, two = (certificate(task_of(name), CONDITIONS, runs) for name in ("one", "two"))
+    one, two = (
+        certificate(task_of(name), CONDITIONS, runs, image_identity="host")
+        for name in ("one", "two")
+    )
     file = CertificateFile(path=tmp_path / "c.jsonl")
     file.append([one, two])
     whole = file.path.read_bytes()
@@ -167,7 +201,7 @@ def test_a_line_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
 def test_a_certificate_needs_both_patches() -> None:
     run = GradedRun(patch="gold", resolved=True, duration_s=1.0, failed=())
     with pytest.raises(ValueError, match="noop"):
-        certificate(task_of("one"), CONDITIONS, [run])
+        certificate(task_of("one"), CONDITIONS, [run], image_identity="host")
 
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

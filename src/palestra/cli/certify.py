@@ -12,40 +12,66 @@ import typer
 from palestra.cli.loop import run_cancellable
 from palestra.cli.terminal import Counter, say
 from palestra.config import Recipe, SandboxName
+from palestra.environment.grading.bench import SandboxBench
 from palestra.environment.grading.certificates import (
     Certificate,
     CertificateFile,
     CertificateStatus,
-    Conditions,
 )
-from palestra.recipe_files import parse_recipe
+from palestra.errors import ConfigError, HostError
+from palestra.recipe_files import load_recipe, parse_recipe
 from palestra.records import Task
 from palestra.run.certify import Certification, Plan, Uncertain, certify
+from palestra.run.gate import conditions_of
+from palestra.run.recipes import find_recipe
 from palestra.run.world import make_grader, open_sandboxes
+from palestra.tasks.rows import task_to_row
 from palestra.tasks.source import load_tasks
 
-_REASONS = {
-    CertificateStatus.NOOP_PASSES: "passes with nothing done",
-    CertificateStatus.GOLD_FAILS: "its gold patch fails",
-    CertificateStatus.FLAKY: "its tests do not repeat",
-    CertificateStatus.TOO_SLOW: "takes too long",
+_NAMES = {
+    CertificateStatus.CERTIFIED: "certified",
+    CertificateStatus.GOLD_FAILS: "gold fails",
+    CertificateStatus.NOOP_PASSES: "no-op passes",
+    CertificateStatus.FLAKY: "flaky tests",
+    CertificateStatus.TOO_SLOW: "too slow",
 }
+_TESTS_SHOWN = 3
 
 
 def certify_tasks(
-    tasks: Annotated[str, typer.Argument(help="A task file, or katas:SPLIT?seed=&n=&level=.")],
+    tasks: Annotated[
+        str | None,
+        typer.Argument(
+            help="A task file, or katas:SPLIT?seed=&n=&level=; the recipe's tasks.train without."
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Take sandboxes, limits and grading from this recipe, to train with it."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; repeatable."),
+    ] = None,
     out: Annotated[
-        Path, typer.Option(help="File of the certificates; those in it are not made again.")
-    ] = Path("certificates.jsonl"),
+        Path | None,
+        typer.Option(
+            help="File of the certificates, which are not made again; "
+            "the recipe's tasks.certificates, or certificates.jsonl without."
+        ),
+    ] = None,
     gold_runs: Annotated[int, typer.Option(min=1, help="Gradings of each gold patch.")] = 3,
     max_seconds: Annotated[
         float | None, typer.Option(help="Refuse tasks whose tests take longer.")
     ] = None,
-    sandbox: Annotated[SandboxName, typer.Option(help="Sandbox backend.")] = "auto",
+    sandbox: Annotated[SandboxName | None, typer.Option(help="Sandbox backend.")] = None,
     images: Annotated[Path | None, typer.Option(help="Store of unpacked images.")] = None,
-    eval_timeout: Annotated[float, typer.Option(help="Seconds for the tests.")] = 1800,
+    eval_timeout: Annotated[float | None, typer.Option(help="Seconds for the tests.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Tasks at once.")] = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first tasks.")] = None,
+    fit: Annotated[
+        Path | None, typer.Option(help="Write the tasks that are fit to this file, to train on.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Grade nothing and the gold patch on every task; say which are fit, and write certificates.
@@ -53,28 +79,42 @@ def certify_tasks(
     A task is certified when doing nothing fails and the gold patch passes every time. Broken
     rows are named and passed over. Killed and started again, it goes on where it was.
     """
-    loaded = load_tasks(tasks, limit=limit, on_bad_row="skip", report=say)
-    recipe = parse_recipe(
-        {
-            "sandbox": {"backend": sandbox, **({"images": images} if images else {})},
-            "environment": {"eval_timeout_s": eval_timeout},
-        },
-        origin="options",
-    )
+    resolved = _resolve(recipe, overrides or [], sandbox, images, eval_timeout)
+    if tasks is None and recipe is None:
+        raise ConfigError("give a task file, or a recipe with --recipe")
+    source = tasks or resolved.tasks.train
+    loaded = load_tasks(source, limit=limit, on_bad_row="skip", report=say)
+    file = CertificateFile(path=out or resolved.tasks.certificates or Path("certificates.jsonl"))
     result = run_cancellable(
         _certify(
-            recipe,
-            loaded,
-            CertificateFile(path=out),
-            gold_runs=gold_runs,
-            max_s=max_seconds,
-            concurrency=concurrency,
+            resolved, loaded, file, gold_runs=gold_runs, max_s=max_seconds, concurrency=concurrency
         ),
-        stopping="stopping",
+        stopping="stopping; the same command will go on",
     )
+    if fit is not None:
+        _write_fit(fit, loaded, result)
     typer.echo(orjson.dumps(_wire(result)).decode() if as_json else _table(result))
     if result.uncertain:
         raise typer.Exit(1)
+
+
+def _resolve(
+    recipe: Path | None,
+    overrides: list[str],
+    sandbox: str | None,
+    images: Path | None,
+    eval_timeout_s: float | None,
+) -> Recipe:
+    """The recipe with the options laid over it."""
+    options = {
+        "sandbox.backend": sandbox,
+        "sandbox.images": images,
+        "environment.eval_timeout_s": eval_timeout_s,
+    }
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    if recipe is not None:
+        return load_recipe(find_recipe(recipe), [*overrides, *given])
+    return parse_recipe({}, [*overrides, *given], origin="options")
 
 
 async def _certify(
@@ -88,13 +128,12 @@ async def _certify(
 ) -> Certification:
     backend, limits = await open_sandboxes(recipe, on_choice=lambda c: say(c.describe()))
     plan = Plan(
-        conditions=Conditions.of(
-            backend.name, limits, eval_timeout_s=recipe.environment.eval_timeout_s
-        ),
+        conditions=conditions_of(recipe, backend.name),
         gold_runs=gold_runs,
         max_s=max_s,
         concurrency=concurrency,
     )
+    bench = SandboxBench(backend, lambda metered: make_grader(recipe, metered, limits))
     fit = 0
     with Counter("tasks", len(tasks)) as counter:
 
@@ -103,32 +142,59 @@ async def _certify(
             fit += isinstance(one, Certificate) and one.status is CertificateStatus.CERTIFIED
             counter.advance(f"{fit} certified")
 
-        return await certify(
-            make_grader(recipe, backend, limits), tasks, file, plan, on_task=on_task
-        )
+        return await certify(bench, tasks, file, plan, on_task=on_task)
+
+
+def _write_fit(path: Path, tasks: list[Task], result: Certification) -> None:
+    fit = {
+        one.instance_id for one in result.certificates if one.status is CertificateStatus.CERTIFIED
+    }
+    rows = [task_to_row(task) for task in tasks if task.instance_id in fit]
+    try:
+        path.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot write {path}") from error
 
 
 def _table(result: Certification) -> str:
-    """The tasks that are not fit, each with its reason, and a last line that counts."""
-    lines = []
-    for one in result.certificates:
-        if one.status is not CertificateStatus.CERTIFIED:
-            tests = f": {', '.join(_tests(one))}" if _tests(one) else ""
-            lines.append(f"{one.instance_id}  {_REASONS[one.status]}{tests}")
-    lines += [f"{one.instance_id}  could not be graded: {one.error}" for one in result.uncertain]
-    counts = Counts(str(one.status) for one in result.certificates)
-    counts["could not be graded"] = len(result.uncertain)
-    total = len(result.certificates) + len(result.uncertain)
-    parts = [f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n]
-    return "\n".join([*lines, f"{total} tasks: {', '.join(parts)}"])
+    """The tasks that are not fit, each with its reason, and how many there are of each kind."""
+    unfit = [
+        (one.instance_id, _NAMES[one.status], _tests(one))
+        for one in result.certificates
+        if one.status is not CertificateStatus.CERTIFIED
+    ]
+    unfit += [(one.instance_id, "not graded", one.error) for one in result.uncertain]
+    width = max((len(name) for name, _, _ in unfit), default=0)
+    lines = [f"{name:<{width}}  {reason:<12}  {more}".rstrip() for name, reason, more in unfit]
+    counts = Counts(one.status for one in result.certificates)
+    rows = [(name, counts[status]) for status, name in _NAMES.items()]
+    rows.append(("not graded", len(result.uncertain)))
+    rows.append(("tasks", counts.total() + len(result.uncertain)))
+    lines += [""] if lines else []
+    return "\n".join([*lines, *(f"{name:<12}  {count:>6}" for name, count in rows), _cost(result)])
 
 
-def _tests(one: Certificate) -> tuple[str, ...]:
+def _cost(result: Certification) -> str:
+    if not result.certificates:
+        return ""
+    slowest = max(result.certificates, key=lambda one: one.longest_s)
+    largest = max(result.certificates, key=lambda one: one.peak_memory_bytes or 0)
+    text = f"longest grading {slowest.longest_s:.1f} s ({slowest.instance_id})"
+    if largest.peak_memory_bytes is not None:
+        text += f", most memory {largest.peak_memory_bytes / 1e6:.0f} MB ({largest.instance_id})"
+    return text
+
+
+def _tests(one: Certificate) -> str:
+    failed: tuple[str, ...] = ()
     if one.status is CertificateStatus.FLAKY:
-        return one.flaky_tests
-    if one.status is CertificateStatus.GOLD_FAILS:
-        return next(run.failed for run in one.runs if run.patch == "gold")
-    return ()
+        failed = one.flaky_tests
+    elif one.status is CertificateStatus.GOLD_FAILS:
+        failed = next(run.failed for run in one.runs if run.patch == "gold")
+    elif one.status is CertificateStatus.TOO_SLOW:
+        return f"{one.longest_s:.1f} s"
+    more = f" and {len(failed) - _TESTS_SHOWN} more" if len(failed) > _TESTS_SHOWN else ""
+    return ", ".join(failed[:_TESTS_SHOWN]) + more
 
 
 def _wire(result: Certification) -> dict[str, Any]:
@@ -138,8 +204,11 @@ def _wire(result: Certification) -> dict[str, Any]:
             {
                 "instance_id": one.instance_id,
                 "status": str(one.status),
+                "image": one.image,
+                "image_identity": one.image_identity,
                 "flaky_tests": one.flaky_tests,
                 "seconds": [run.duration_s for run in one.runs],
+                "peak_memory_bytes": one.peak_memory_bytes,
             }
             for one in result.certificates
         ],

@@ -11,7 +11,7 @@ import typer
 from palestra.cli.loop import run_cancellable
 from palestra.cli.report import conclude
 from palestra.cli.training_view import TrainingView
-from palestra.config import SandboxName
+from palestra.config import Recipe, SandboxName
 from palestra.errors import ConfigError, MissingExtra
 from palestra.recipe_files import load_recipe, recipe_keys
 from palestra.run.directory import create_run, locked, open_run
@@ -19,6 +19,8 @@ from palestra.run.recipes import find_recipe
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from palestra.run.train import RunTasks
 
 
 Overrides = Annotated[
@@ -56,11 +58,13 @@ def train(
     if resume is not None:
         run, resolved = open_run(resume, overrides)
         tasks = training.load_run_tasks(resolved)
+        _require_certificates(training, resolved, tasks, run.recipe, overrides)
     else:
         assert recipe is not None
         resolved = load_recipe(find_recipe(recipe), overrides)
         # Before there is a directory: a run that cannot start leaves nothing behind.
         tasks = training.load_run_tasks(resolved)
+        _require_certificates(training, resolved, tasks, recipe, overrides)
         run, resolved = create_run(resolved)
     with locked(run):
         try:
@@ -73,6 +77,15 @@ def train(
         finally:
             conclude(run)
     typer.echo(run.checkpoints / str(summary.progress.step) / "model")
+
+
+def _require_certificates(
+    training: ModuleType, resolved: Recipe, tasks: RunTasks, origin: Path, overrides: list[str]
+) -> None:
+    run_cancellable(
+        training.require_certificates(resolved, tasks.train, origin=origin, overrides=overrides),
+        stopping="stopping",
+    )
 
 
 def _training() -> ModuleType:

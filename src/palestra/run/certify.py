@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from palestra.environment.grading.bench import Bench
 from palestra.environment.grading.certificates import (
     Certificate,
     CertificateFile,
     Conditions,
     certificate,
-    graded,
     row_hash,
 )
-from palestra.environment.grading.protocol import Grader
 from palestra.errors import InfraError
 from palestra.records import Task
 
@@ -52,24 +51,27 @@ class Certification:
     uncertain: tuple[Uncertain, ...]
 
 
-def known(file: CertificateFile, tasks: Sequence[Task], plan: Plan) -> dict[str, Certificate]:
-    """By id, what the file already says about tasks under the same conditions.
+class _Known:
+    """The certificates of a file, by row; the newest of equal ones counts."""
 
-    A certificate from fewer gold runs, or of another ``max_s``, does not count.
-    """
-    hashes = {task.instance_id: row_hash(task) for task in tasks}
-    return {
-        one.instance_id: one
-        for one in file.read()
-        if one.row_sha256 == hashes.get(one.instance_id)
-        and one.conditions == plan.conditions
-        and one.max_s == plan.max_s
-        and one.num_gold_runs >= plan.gold_runs
-    }
+    def __init__(self, file: CertificateFile, plan: Plan) -> None:
+        self._plan = plan
+        self._by_row: dict[tuple[str, str], Certificate] = {
+            (one.row_sha256, one.image_identity): one
+            for one in file.read()
+            if one.conditions == plan.conditions
+        }
+
+    def find(self, task: Task, identity: str) -> Certificate | None:
+        """The one that says all that the plan asks for."""
+        one = self._by_row.get((row_hash(task), identity))
+        if one is None or one.max_s != self._plan.max_s:
+            return None
+        return one if one.num_gold_runs >= self._plan.gold_runs else None
 
 
 async def certify(
-    grader: Grader,
+    bench: Bench,
     tasks: Sequence[Task],
     file: CertificateFile,
     plan: Plan,
@@ -78,43 +80,49 @@ async def certify(
 ) -> Certification:
     """Certify the tasks that have no certificate yet, each written as it is made.
 
+    A certificate of another row, image or grader, under other conditions, from fewer gold
+    runs or of another ``max_s`` does not count.
+
     Args:
-        grader: which must not reuse verdicts.
+        bench: grades.
         tasks: all of them; those that ``file`` knows are not graded again.
         file: read first, then written to.
         plan: how.
         on_task: told of each task as it is done, known ones too.
     """
-    done: dict[str, Certificate | Uncertain] = dict(known(file, tasks, plan))
-    for one in done.values():
-        on_task(one)
+    known = _Known(file, plan)
     slots = asyncio.Semaphore(plan.concurrency)
 
-    async def certified(task: Task) -> None:
+    async def certified(task: Task) -> Certificate | Uncertain:
         async with slots:
-            one = await _certified(grader, task, plan)
-        if isinstance(one, Certificate):
-            file.append([one])
-        done[task.instance_id] = one
+            try:
+                identity = await bench.identify(task)
+                one = known.find(task, identity)
+                if one is None:
+                    one = await _graded(bench, task, identity, plan)
+                    file.append([one])
+            except InfraError as error:
+                failed = Uncertain(instance_id=task.instance_id, error=_said(error))
+                on_task(failed)
+                return failed
         on_task(one)
+        return one
 
     async with asyncio.TaskGroup() as group:
-        for task in tasks:
-            if task.instance_id not in done:
-                group.create_task(certified(task))
-    results = [done[task.instance_id] for task in tasks]
+        running = [group.create_task(certified(task)) for task in tasks]
+    results = [one.result() for one in running]
     return Certification(
         certificates=tuple(r for r in results if isinstance(r, Certificate)),
         uncertain=tuple(r for r in results if isinstance(r, Uncertain)),
     )
 
 
-async def _certified(grader: Grader, task: Task, plan: Plan) -> Certificate | Uncertain:
+async def _graded(bench: Bench, task: Task, identity: str, plan: Plan) -> Certificate:
     patches = [("noop", ""), *[("gold", task.gold_patch)] * plan.gold_runs]
-    try:
-        # One after the other: at once they would share the machine, and seem slower.
-        runs = [graded(name, await grader.grade(task, patch)) for name, patch in patches]
-    except InfraError as error:
-        said = f"{type(error).__name__}: {error.message}"
-        return Uncertain(instance_id=task.instance_id, error=said)
-    return certificate(task, plan.conditions, runs, max_s=plan.max_s)
+    # One after the other: at once they would share the machine, and seem slower.
+    runs = [await bench.grade(task, name, patch) for name, patch in patches]
+    return certificate(task, plan.conditions, runs, image_identity=identity, max_s=plan.max_s)
+
+
+def _said(error: InfraError) -> str:
+    return f"{type(error).__name__}: {error.message}"

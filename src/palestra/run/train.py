@@ -29,11 +29,14 @@ from palestra.run.announcement import Announcement
 from palestra.run.directory import RunDirectory
 from palestra.run.environment import environment_url
 from palestra.run.facts import gather_facts
+from palestra.run.gate import require_certificates
 from palestra.run.heldout import HeldOutEvaluator
 from palestra.run.policy import load_tokenizer, local_engine, model_folder, serving
 from palestra.run.warmup import Warmup
 from palestra.run.watching import Watcher
 from palestra.tasks.source import load_tasks
+
+__all__ = ["RunTasks", "load_run_tasks", "require_certificates", "train"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from palestra.environment.grading.runner import SandboxGrader
 from palestra.environment.sandboxes.choose import Choice, choose_backend
 from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.events import EventSink
+from palestra.run.gate import limits_of
 from palestra.run.places import images_folder, state_folder
 
 
@@ -56,12 +57,7 @@ async def open_sandboxes(
     choice = await choose_backend(recipe.sandbox, state_dir=state_folder(), images=images_folder())
     if on_choice is not None:
         on_choice(choice)
-    limits = SandboxLimits(
-        memory_bytes=recipe.sandbox.memory_mb << 20,
-        num_pids=recipe.sandbox.num_pids,
-        disk_bytes=recipe.sandbox.disk_mb << 20,
-    )
-    return choice.backend, limits
+    return choice.backend, limits_of(recipe)
 
 
 def make_grader(recipe: Recipe, backend: SandboxBackend, limits: SandboxLimits) -> SandboxGrader:

@@ -17,12 +17,13 @@ import orjson
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from palestra.config import GradingSection
 from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.errors import HostError
 from palestra.records import Task, Verdict
 from palestra.tasks.rows import task_to_row
 
-GRADER_VERSION = 1
+GRADER_VERSION = 2
 """Raised whenever a change of ours can change a verdict; older certificates then do not count."""
 
 
@@ -38,12 +39,21 @@ class CertificateStatus(StrEnum):
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class GradedRun:
-    """One grading of one of the task's own patches; ``failed`` are its tests that failed."""
+    """One grading of one of the task's own patches.
 
-    patch: str  # noop or gold
+    Attributes:
+        patch: ``noop`` or ``gold``.
+        resolved: whether the verdict was that the task is solved.
+        duration_s: of the grading.
+        failed: the task's tests that did not end as the task wants.
+        peak_memory_bytes: of its sandbox; ``None`` where nobody counts.
+    """
+
+    patch: str
     resolved: bool
     duration_s: float
     failed: tuple[str, ...]
+    peak_memory_bytes: int | None = None
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -56,10 +66,26 @@ class Conditions:
     num_pids: int
     disk_bytes: int
     eval_timeout_s: float
+    policy_sha256: str
 
     @classmethod
-    def of(cls, backend: str, limits: SandboxLimits, *, eval_timeout_s: float) -> Conditions:
-        """Those of the present grader."""
+    def of(
+        cls,
+        backend: str,
+        limits: SandboxLimits,
+        *,
+        eval_timeout_s: float,
+        policy: GradingSection | None = None,
+    ) -> Conditions:
+        """Those of the present grader.
+
+        Args:
+            backend: by name.
+            limits: of each sandbox.
+            eval_timeout_s: seconds that the tests may take.
+            policy: what of a patch counts; ``None``: the defaults.
+        """
+        rules = (policy or GradingSection()).model_dump_json()
         return cls(
             grader=GRADER_VERSION,
             backend=backend,
@@ -67,6 +93,7 @@ class Conditions:
             num_pids=limits.num_pids,
             disk_bytes=limits.disk_bytes,
             eval_timeout_s=eval_timeout_s,
+            policy_sha256=hashlib.sha256(rules.encode()).hexdigest(),
         )
 
 
@@ -78,6 +105,9 @@ class Certificate:
         instance_id: of the task.
         row_sha256: of the row that it came from (:func:`row_hash`).
         image: by name.
+        image_identity: what the image was made of, as the backend tells
+            (:meth:`~palestra.environment.sandboxes.protocol.SandboxBackend.identify`): a digest,
+            ``folder:…`` for a registered folder, ``host`` for the host's own userland.
         conditions: under which it was graded.
         max_s: what one grading may take to be fit; ``None``: anything.
         runs: the gradings, in their order.
@@ -88,6 +118,7 @@ class Certificate:
     instance_id: str
     row_sha256: str
     image: str
+    image_identity: str
     conditions: Conditions
     max_s: float | None
     runs: tuple[GradedRun, ...]
@@ -99,9 +130,15 @@ class Certificate:
         """How often the gold patch was graded."""
         return sum(run.patch == "gold" for run in self.runs)
 
-    def is_about(self, task: Task, conditions: Conditions) -> bool:
-        """Whether it was made of this very row, under these conditions."""
-        return self.row_sha256 == row_hash(task) and self.conditions == conditions
+    @property
+    def longest_s(self) -> float:
+        """Of its gradings."""
+        return max(run.duration_s for run in self.runs)
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Of its gradings; ``None`` where nobody counted."""
+        return max((run.peak_memory_bytes or 0 for run in self.runs), default=0) or None
 
 
 def row_hash(task: Task) -> str:
@@ -110,16 +147,25 @@ def row_hash(task: Task) -> str:
     return hashlib.sha256(row).hexdigest()
 
 
-def graded(patch: str, verdict: Verdict) -> GradedRun:
+def graded(patch: str, verdict: Verdict, *, peak_memory_bytes: int | None = None) -> GradedRun:
     """The run that ended in ``verdict``."""
     failed = (*verdict.fail_to_pass.failure, *verdict.pass_to_pass.failure)
     return GradedRun(
-        patch=patch, resolved=verdict.resolved, duration_s=verdict.duration_s, failed=failed
+        patch=patch,
+        resolved=verdict.resolved,
+        duration_s=verdict.duration_s,
+        failed=failed,
+        peak_memory_bytes=peak_memory_bytes,
     )
 
 
 def certificate(
-    task: Task, conditions: Conditions, runs: Sequence[GradedRun], *, max_s: float | None = None
+    task: Task,
+    conditions: Conditions,
+    runs: Sequence[GradedRun],
+    *,
+    image_identity: str,
+    max_s: float | None = None,
 ) -> Certificate:
     """What ``runs`` come to.
 
@@ -146,6 +192,7 @@ def certificate(
         instance_id=task.instance_id,
         row_sha256=row_hash(task),
         image=task.image,
+        image_identity=image_identity,
         conditions=conditions,
         max_s=max_s,
         runs=tuple(runs),

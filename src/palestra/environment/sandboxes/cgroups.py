@@ -59,6 +59,11 @@ class CgroupCounters:
             if name in folders
         }
         self._pids_file = f"{folders['pids']}/pids.current" if "pids" in folders else None
+        self._peak_file = (
+            f"{folders['memory']}/{'memory.peak' if is_v2 else 'memory.max_usage_in_bytes'}"
+            if "memory" in folders
+            else None
+        )
         self._num_pids = num_pids
         self._seen = dict.fromkeys(self._counters, 0)
 
@@ -67,6 +72,10 @@ class CgroupCounters:
         return (
             self._pids_file is not None and _number(self._pids_file) > self._num_pids - SPARE_PIDS
         )
+
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that the group ever had at once; ``None`` where the kernel cannot say."""
+        return (_number(self._peak_file) or None) if self._peak_file is not None else None
 
     def newly_hit(self) -> str | None:
         """Which limit was hit since the last call: ``memory``, ``pids``, ``cpu`` or ``None``."""

@@ -59,6 +59,10 @@ class EngineLimits:
             await asyncio.sleep(_CLEAR_POLL_S)
         self._counters.newly_hit()  # what they hit while dying is not the next command's
 
+    def peak_memory_bytes(self) -> int | None:
+        """As the container's cgroup says; ``None`` where it cannot be seen."""
+        return self._counters.peak_memory_bytes() if self._counters is not None else None
+
     async def clear(self) -> None:
         """End everything but the shell."""
         await self._api.signal(self._container_id, "SIGUSR2")

@@ -119,6 +119,10 @@ class EngineSandbox:
         done = await self._file_command(command, max_bytes=max_bytes + 2)
         return read_answer(path, done.exit_code, done.output.bytes(), max_bytes=max_bytes)
 
+    def peak_memory_bytes(self) -> int | None:
+        """As the container's cgroup says; ``None`` where it cannot be seen."""
+        return self._limits.peak_memory_bytes()
+
     async def _do(self, command: str, path: str) -> None:
         done = await self._file_command(command, max_bytes=4096)
         if done.exit_code != 0:

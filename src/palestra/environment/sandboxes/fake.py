@@ -98,6 +98,10 @@ class FakeSandbox:
         self._check_alive()
         _write(Path(path), data)
 
+    def peak_memory_bytes(self) -> int | None:
+        """Nobody counts."""
+        return None
+
     async def read_file(self, path: str, *, max_bytes: int = 64 << 20) -> bytes:
         """Read ``path`` of the host."""
         self._check_alive()

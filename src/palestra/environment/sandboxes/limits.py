@@ -62,6 +62,10 @@ class LimitGroup(Protocol):
         """Which limit was hit since the last call: ``memory``, ``pids``, ``cpu`` or ``None``."""
         ...
 
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that the sandbox ever had at once; ``None`` where nobody counts."""
+        ...
+
 
 class Limiter(Protocol):
     """Makes limit groups by one mechanism of the kernel."""
@@ -186,6 +190,9 @@ class _Cgroup:
 
     def newly_hit(self) -> str | None:
         return self._counters.newly_hit()
+
+    def peak_memory_bytes(self) -> int | None:
+        return self._counters.peak_memory_bytes()
 
 
 def _v2_settings(limits: SandboxLimits) -> dict[str, list[tuple[str, str]]]:
@@ -328,6 +335,9 @@ class _Watch:
     def newly_hit(self) -> str | None:
         hit, self._hit = self._hit, None
         return hit
+
+    def peak_memory_bytes(self) -> int | None:
+        return None
 
     async def _watch(self, kill: Callable[[], object]) -> None:
         while self._init_pid is not None:

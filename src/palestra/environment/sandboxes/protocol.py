@@ -135,6 +135,13 @@ class Sandbox(Protocol):
         """
         ...
 
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that it ever had at once, caches and written files included.
+
+        ``None`` where nobody counts.
+        """
+        ...
+
 
 class SandboxBackend(Protocol):
     """Starts sandboxes of one kind."""

@@ -132,6 +132,10 @@ class BubblewrapSandbox:
         done = await self._file_command(command, max_bytes=max_bytes + 2)
         return read_answer(path, done.exit_code, done.output.bytes(), max_bytes=max_bytes)
 
+    def peak_memory_bytes(self) -> int | None:
+        """As its cgroup says; ``None`` without one."""
+        return self._limits.peak_memory_bytes()
+
     async def _file_command(self, command: str, *, max_bytes: int) -> Finished:
         done = await self._channel.run(
             command, timeout_s=FILE_TIMEOUT_S, output_limit_bytes=max_bytes
