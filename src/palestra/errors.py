@@ -14,7 +14,8 @@
     │  │  ├─ SandboxUnavailable   this machine cannot run the backend at all
     │  │  │  └─ NoIsolation       nor any other backend that isolates
     │  │  ├─ ImageError           the task's image is unknown or broken
-    │  │  │  └─ ImageTimeout      it did not come in time
+    │  │  │  ├─ ImageTimeout      it did not come in time
+    │  │  │  └─ RegistryTrouble   the registry is busy or not there: later it may come
     │  │  ├─ SandboxStartError    it did not come up
     │  │  ├─ SandboxDied          it went away in the middle of a command
     │  │  ├─ UnverifiedHistory    its repository may hold what came after the base commit
@@ -129,6 +130,10 @@ class ImageError(SandboxError):
 
 class ImageTimeout(ImageError):
     """The task's image did not come in time."""
+
+
+class RegistryTrouble(ImageError):
+    """The registry is busy or cannot be reached: later it may work."""
 
 
 class SandboxStartError(SandboxError):

@@ -18,11 +18,11 @@ from image_registry import MISSING, Registry, base_layer, entry, registry, tar_o
 
 from palestra.environment.images.prune import PrunePlan, prune
 from palestra.environment.images.pull import Backoff, ImagePuller
-from palestra.environment.images.skopeo import RegistryTrouble, Skopeo
+from palestra.environment.images.skopeo import Skopeo
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.images import ImageStore
 from palestra.environment.sandboxes.protocol import ImageProgress, SandboxSpec
-from palestra.errors import HostError, ImageError
+from palestra.errors import HostError, ImageError, RegistryTrouble
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 

@@ -33,11 +33,11 @@ from palestra.environment.images.manifest import (
     parse_index,
     parse_manifest,
 )
-from palestra.environment.images.skopeo import RegistryTrouble, Skopeo
+from palestra.environment.images.skopeo import Skopeo
 from palestra.environment.images.users import resolve_user
 from palestra.environment.sandboxes.images import ImageStore, canonical_name
 from palestra.environment.sandboxes.protocol import ImageProgress, OnProgress
-from palestra.errors import HostError, ImageError
+from palestra.errors import HostError, ImageError, RegistryTrouble
 
 RESERVE_BYTES = 2 << 30
 """Free space that pulls leave on the disk."""

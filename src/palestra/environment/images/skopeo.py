@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from palestra.environment.sandboxes.images import is_on_loopback
-from palestra.errors import HostError, ImageError
+from palestra.errors import HostError, ImageError, RegistryTrouble
 
 _INSPECT_TIMEOUT_S = 120.0
 _STALL_TIMEOUT_S = 300.0
@@ -20,10 +20,6 @@ _REFUSED = re.compile(r"unauthorized|denied|authentication required|status 40[13
 _UNKNOWN = re.compile(r"manifest unknown|name unknown|repository name not known|not found", re.I)
 _FULL = re.compile(r"no space left|disk quota", re.I)
 _BROKEN = re.compile(r"did(n't| not) match|does not match|verification failed", re.I)
-
-
-class RegistryTrouble(ImageError):
-    """The registry is busy or cannot be reached: later it may work."""
 
 
 class Skopeo:

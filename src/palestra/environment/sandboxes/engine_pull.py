@@ -11,7 +11,7 @@ from typing import Any
 from palestra.environment.sandboxes.engine_api import EngineApi
 from palestra.environment.sandboxes.images import canonical_name
 from palestra.environment.sandboxes.protocol import ImageProgress, OnProgress
-from palestra.errors import HostError, ImageError
+from palestra.errors import HostError, ImageError, RegistryTrouble
 
 _ATTEMPTS = 5
 _FIRST_DELAY_S = 2.0
@@ -98,4 +98,6 @@ def _explain(name: str, text: str) -> ImageError | HostError:
         )
     if _UNKNOWN.search(text):
         return ImageError(f"the registry has no image {name}", hint="check its name and tag")
+    if _BUSY.search(text):
+        return RegistryTrouble(f"cannot pull {name}: {text}")
     return ImageError(f"cannot pull {name}: {text}")
