@@ -154,16 +154,21 @@ def export(image: str, folder: Path) -> Path:
     return folder / "image.tar"
 
 
-async def compare(image: str, repeats: int, folder: Path) -> None:
+async def made_places(image: str, folder: Path) -> dict[str, Place]:
+    """Ours on both backends and theirs, all from the engine's ``image``."""
     engine = EngineBackend(DOCKER, host_image=image)
     await engine.ensure_image(image, lambda _: None)
     (store := ImageStore(folder / "images")).import_tar(image, export(image, folder))
     bubblewrap = BubblewrapBackend(store=store, state_dir=folder / "state")
-    places: dict[str, Place] = {
+    return {
         BUBBLEWRAP: partial(ours, bubblewrap, image),
         DOCKER.name: partial(ours, engine, image),
         THEIRS: partial(theirs, image),
     }
+
+
+async def compare(image: str, repeats: int, folder: Path) -> None:
+    places = await made_places(image, folder)
     await measure_episodes(places, 1)  # what only a first start does: tools found, layers made
     report(await measure_episodes(places, repeats), await measure_commands(places, repeats * 10))
 
