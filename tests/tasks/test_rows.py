@@ -13,6 +13,7 @@ from palestra.records import Task
 from palestra.tasks.describe import summarize
 from palestra.tasks.miles import from_prompt_data
 from palestra.tasks.rows import task_from_row, task_to_row
+from palestra.tasks.swegym import END_MARKER, START_MARKER
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TEST_PATCH = """\
@@ -34,10 +35,11 @@ PLAIN = {
     "PASS_TO_PASS": ["tests/test_a.py::test_two"],
     "version": "5.0",
 }
+SCRIPT = f"echo '{START_MARKER}'\necho hello\necho '{END_MARKER}'\n"
 SCRIPTED = PLAIN | {
     "repo": "somebody/something",
     "image": "registry/some:image",
-    "eval_script": "echo hello\n",
+    "eval_script": SCRIPT,
     "log_parser": "parse_log_pytest",
     "eval_type": "pass_and_fail",
 }
@@ -66,7 +68,7 @@ def test_json_strings_are_read_and_kept_as_they_are() -> None:
 
 def test_a_row_with_a_script_keeps_it() -> None:
     task = task_from_row(SCRIPTED)
-    assert (task.eval_script, task.image) == ("echo hello\n", "registry/some:image")
+    assert (task.eval_script, task.image) == (SCRIPT, "registry/some:image")
 
 
 @pytest.mark.parametrize("name", ["image", "image_name"])

@@ -15,17 +15,18 @@ from palestra.errors import HostError, MissingExtra, TaskError
 from palestra.tasks.katas import KataSpec
 from palestra.tasks.miles import write_prompt_data
 from palestra.tasks.source import iter_rows, load_tasks
+from palestra.tasks.swegym import END_MARKER, START_MARKER
 
 ROW: dict[str, Any] = {
     "instance_id": "a__b-1",
     "repo": "a/b",
-    "base_commit": "abc",
+    "base_commit": "abc123",
     "problem_statement": "It breaks.",
     "patch": "",
     "FAIL_TO_PASS": ["t.py::one"],
     "PASS_TO_PASS": [],
     "image": "some:image",
-    "eval_script": "true\n",
+    "eval_script": f"echo '{START_MARKER}'\npytest t.py\necho '{END_MARKER}'\n",
     "log_parser": "parse_log_pytest",
 }
 

@@ -15,14 +15,14 @@ from palestra.errors import HostError, TaskError
 
 
 def to_prompt_data(
-    row: Mapping[str, Any], *, subset: str = "gym", split: str = "train"
+    row: Mapping[str, Any], *, subset: str | None = "gym", split: str | None = "train"
 ) -> dict[str, Any]:
     """Wrap a row; its fields are copied as they stand.
 
     Args:
         row: a task row with a ``problem_statement``.
-        subset: of the data set, where the row names none.
-        split: of the data set, where the row names none.
+        subset: takes the place of the row's, as in the example's converter; ``None`` leaves it.
+        split: the same.
 
     Raises:
         TaskError: the row has no problem statement.
@@ -31,8 +31,8 @@ def to_prompt_data(
     if not isinstance(statement, str):
         raise TaskError(f"{_name(row)}: field problem_statement is missing or not a string")
     metadata = dict(row)
-    metadata["subset"] = row.get("subset") or subset
-    metadata["split"] = row.get("split") or split
+    metadata["subset"] = subset or row.get("subset") or "gym"
+    metadata["split"] = split or row.get("split") or "train"
     return {"prompt": statement, "metadata": metadata}
 
 
@@ -51,8 +51,8 @@ def write_prompt_data(
     path: Path,
     rows: Iterable[Mapping[str, Any]],
     *,
-    subset: str = "gym",
-    split: str = "train",
+    subset: str | None = "gym",
+    split: str | None = "train",
 ) -> int:
     """Write ``rows`` as prompt data, one at a time, and return how many there were.
 
@@ -63,14 +63,53 @@ def write_prompt_data(
         HostError: the disk is full, or the folder cannot be written.
         TaskError: a row has no problem statement or holds what JSON cannot.
     """
-    count = 0
-    with _replacing(path) as file:
+    with prompt_data_file(path, subset=subset, split=split) as file:
         for row in rows:
-            line = _dump(to_prompt_data(row, subset=subset, split=split))
-            with _os_errors(path):
-                file.write(line + b"\n")
-            count += 1
-    return count
+            file.write(row)
+    return file.count
+
+
+class PromptDataFile:
+    """A file of prompt data that is being written.
+
+    Attributes:
+        path: its name when it is whole.
+        count: lines so far.
+    """
+
+    def __init__(
+        self, path: Path, file: IO[bytes], *, subset: str | None, split: str | None
+    ) -> None:
+        self.path = path
+        self.count = 0
+        self._file = file
+        self._subset = subset
+        self._split = split
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row.
+
+        Raises:
+            HostError: the disk is full.
+            TaskError: the row has no problem statement or holds what JSON cannot.
+        """
+        line = _dump(to_prompt_data(row, subset=self._subset, split=self._split))
+        with _os_errors(self.path):
+            self._file.write(line + b"\n")
+        self.count += 1
+
+
+@contextmanager
+def prompt_data_file(
+    path: Path, *, subset: str | None = "gym", split: str | None = "train"
+) -> Iterator[PromptDataFile]:
+    """A file that takes its name when it is whole; a failure leaves what was there before.
+
+    Raises:
+        HostError: the folder cannot be written, or the disk is full.
+    """
+    with _replacing(path) as file:
+        yield PromptDataFile(path, file, subset=subset, split=split)
 
 
 @contextmanager

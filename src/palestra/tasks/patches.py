@@ -1,4 +1,4 @@
-"""Which files a unified diff touches, read from its headers alone."""
+"""Which files a unified diff touches, read from its headers alone, and whether it can be one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_HEADER = re.compile(r"^diff --git a/(.*) b/(.*)$")
+_HEADER = re.compile(r"diff --git a/(.*) b/(.*)")
+_QUOTED_HEADER = re.compile(r'diff --git ("a/(?:[^"\\]|\\.)*"|a/.*) ("b/(?:[^"\\]|\\.)*"|b/.*)')
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+_ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +26,59 @@ def patched_files(patch: str) -> tuple[PatchedFile, ...]:
     return tuple(_read(block) for block in _header_blocks(patch))
 
 
+def flaw(patch: str) -> str | None:
+    """What makes ``patch`` one that can be applied nowhere, if anything does.
+
+    An empty patch is none. Whether it applies where it shall is another question.
+    """
+    if not patch.strip():
+        return None
+    remaining = [0, 0]  # lines of the old and the new file that the hunk still owes
+    num_files = 0
+    for number, line in enumerate(patch.removesuffix("\n").split("\n"), start=1):
+        if any(remaining):
+            if line[:1] not in ("", " ", "+", "-", "\\"):
+                return f"ends a hunk too early at its line {number}"
+            remaining[0] -= line[:1] in ("", " ", "-")
+            remaining[1] -= line[:1] in ("", " ", "+")
+            if min(remaining) < 0:
+                return f"has more lines than its hunk says at its line {number}"
+        elif hunk := _HUNK.match(line):
+            if not num_files:
+                return f"has a hunk of no file at its line {number}"
+            remaining = [int(count or 1) for count in hunk.groups()]
+        elif line.startswith("@@ "):
+            return f"has a hunk that cannot be read at its line {number}"
+        else:
+            num_files += line.startswith(("diff --git ", "+++ "))
+    if any(remaining):
+        return "ends in the middle of a hunk"
+    return None if num_files else "is no unified diff: it names no file"
+
+
+def unquote(name: str) -> str:
+    r"""A name as git means it: in quotes, it escapes bytes (``"caf\303\251"``)."""
+    if not (len(name) > 1 and name[0] == name[-1] == '"'):
+        return name
+    octets = bytearray()
+    position = 1
+    for escape in _ESCAPE.finditer(name, 1, len(name) - 1):
+        octets += name[position : escape.start()].encode()
+        code = escape[1]
+        octets += (
+            bytes([int(code, 8) & 0xFF]) if code.isdigit() else _ESCAPED.get(code, code).encode()
+        )
+        position = escape.end()
+    octets += name[position:-1].encode()
+    return octets.decode(errors="surrogateescape")
+
+
 def _header_blocks(patch: str) -> Iterator[list[str]]:
     block: list[str] = []
     in_header = False
-    for line in patch.splitlines():
+    # At line feeds alone: what else ends a line for Python may stand inside one.
+    for raw in patch.split("\n"):
+        line = raw.removesuffix("\r")
         if line.startswith("diff --git "):
             if block:
                 yield block
@@ -39,8 +92,10 @@ def _header_blocks(patch: str) -> Iterator[list[str]]:
 
 
 def _read(block: list[str]) -> PatchedFile:
-    header = _HEADER.match(block[0])
-    before, after = (header[1], header[2]) if header else ("", "")
+    header = _QUOTED_HEADER.fullmatch(block[0]) if '"' in block[0] else _HEADER.fullmatch(block[0])
+    before, after = (unquote(header[1]), unquote(header[2])) if header else ("", "")
+    if header and '"' in block[0]:
+        before, after = before.removeprefix("a/"), after.removeprefix("b/")
     new = any(line.startswith("new file mode") or line == "--- /dev/null" for line in block)
     deleted = any(line.startswith("deleted file mode") or line == "+++ /dev/null" for line in block)
     return PatchedFile(before=None if new else before, after=None if deleted else after)

@@ -13,15 +13,17 @@ from typing import Any
 from palestra.errors import TaskError
 from palestra.records import Task, TaskFile
 from palestra.tasks import swegym
+from palestra.tasks.checks import broken
 
-_EVAL_TYPES = ("pass_and_fail", "fail_only")
+_EVAL_TYPE = "pass_and_fail"
 
 
 def task_from_row(row: Mapping[str, Any]) -> Task:
     """Read one row.
 
     Raises:
-        TaskError: names the row's id and the field that is missing or wrong.
+        TaskError: names the row's id and the field that is missing or wrong, or cannot be
+            right as far as that is seen without a sandbox.
     """
     instance_id = row.get("instance_id")
     if not isinstance(instance_id, str) or not instance_id:
@@ -32,7 +34,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
     base_commit = fields.text("base_commit")
     script, log_parser = _how_to_test(fields, repo, base_commit, test_patch)
     try:
-        return Task(
+        task = Task(
             instance_id=instance_id,
             repo=repo,
             base_commit=base_commit,
@@ -54,6 +56,9 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
         message = str(error)
         named = message if message.startswith(instance_id) else f"{instance_id}: {message}"
         raise TaskError(named) from None
+    if (wrong := broken(task)) is not None:
+        raise fields.error(*wrong)
+    return task
 
 
 def task_to_row(task: Task) -> dict[str, Any]:
@@ -91,10 +96,9 @@ def task_to_row(task: Task) -> dict[str, Any]:
 def _how_to_test(fields: _Fields, repo: str, base_commit: str, test_patch: str) -> tuple[str, str]:
     """The eval script and the name of its log parser: the row's own, else the table's."""
     if fields.has("eval_script"):
-        eval_type = fields.text("eval_type", default="pass_and_fail")
-        if eval_type not in _EVAL_TYPES:
-            known = " or ".join(_EVAL_TYPES)
-            raise fields.error("eval_type", f"is {eval_type!r}, not {known}")
+        eval_type = fields.text("eval_type", default=_EVAL_TYPE)
+        if eval_type != _EVAL_TYPE:  # fail_only: logs that name failures alone, of no parser here
+            raise fields.error("eval_type", f"is {eval_type!r}; only {_EVAL_TYPE} can be graded")
         return fields.text("eval_script"), fields.text("log_parser")
     spec = swegym.spec_for(repo, instance_id=fields.instance_id)
     script = swegym.eval_script(

@@ -1,10 +1,11 @@
-"""Where tasks come from: a JSONL or parquet file, or the generator of katas."""
+"""Where tasks come from: files, a folder of them, the model hub, or the generator of katas."""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,23 +14,35 @@ from typing import Any, Literal
 
 from palestra.errors import HostError, MissingExtra, TaskError
 from palestra.records import Task
+from palestra.tasks.hub import hub_rows
 from palestra.tasks.katas.generate import generate_rows
 from palestra.tasks.katas.spec import PREFIX, KataSpec
 from palestra.tasks.miles import from_prompt_data
 from palestra.tasks.rows import task_from_row
 
 PARQUET_BATCH_ROWS = 64
-_KINDS = "a .jsonl, .jsonl.gz or .parquet file, or katas:SPLIT?seed=0&n=100&level=1"
+_KINDS = (
+    "a .jsonl, .jsonl.gz or .parquet file, a folder of them, a hub name such as SWE-Gym/SWE-Gym, "
+    "or katas:SPLIT?seed=0&n=100&level=1"
+)
+_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_SPLITS = ("train", "test", "validation", "dev")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
+class SourceItem:
     """One entry of a source and where it lies; still text when it comes from JSONL."""
 
     where: str
     payload: bytes | dict[str, Any]
 
     def row(self) -> dict[str, Any]:
+        """The row, out of its prompt-data wrapping.
+
+        Raises:
+            TaskError: it is not a JSON object.
+        """
         if isinstance(self.payload, dict):
             return from_prompt_data(self.payload)
         try:
@@ -41,6 +54,11 @@ class _Item:
         return from_prompt_data(value)
 
     def task(self) -> Task:
+        """The row as a task.
+
+        Raises:
+            TaskError: it cannot be used; says where it lies, its id and why.
+        """
         try:
             return task_from_row(self.row())
         except TaskError as error:
@@ -62,7 +80,7 @@ def iter_rows(spec: str, *, limit: int | None = None) -> Iterator[dict[str, Any]
         HostError: the file cannot be read.
         MissingExtra: a parquet file without pyarrow.
     """
-    return (item.row() for item in itertools.islice(_items(spec), limit))
+    return (item.row() for item in itertools.islice(iter_items(spec), limit))
 
 
 def load_tasks(
@@ -87,7 +105,7 @@ def load_tasks(
         MissingExtra: a parquet file without pyarrow.
     """
     tasks: dict[str, Task] = {}
-    for item in _items(spec):
+    for item in iter_items(spec):
         if limit is not None and len(tasks) >= limit:
             break
         try:
@@ -106,24 +124,58 @@ def load_tasks(
     return list(tasks.values())
 
 
-def _items(spec: str) -> Iterator[_Item]:
+def iter_items(spec: str, *, split: str | None = None) -> Iterator[SourceItem]:
+    """The entries of a source, one at a time, not looked into yet.
+
+    Args:
+        spec: as for :func:`load_tasks`, or a name on the model hub.
+        split: of a name on the hub, and of a folder whose files are named for splits;
+            ``train`` if not given.
+
+    Raises:
+        TaskError: there is no such source, or a file of it is broken.
+        HostError: a file cannot be read, or the hub does not answer.
+        MissingExtra: a library that is needed for it is not installed.
+    """
     if spec.startswith(PREFIX):
         katas = KataSpec.parse(spec)
-        return (_Item(where=katas.name, payload=row) for row in generate_rows(katas))
+        return (SourceItem(where=katas.name, payload=row) for row in generate_rows(katas))
     path = Path(spec).expanduser()
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _from_jsonl(path)
-    if path.suffix == ".parquet":
-        return _from_parquet(path)
+    if path.name.endswith(_SUFFIXES):
+        return _from_file(path)
+    if path.is_dir():
+        files = _files_of(path, split or "train")
+        return itertools.chain.from_iterable(map(_from_file, files))
+    if _HUB_NAME.fullmatch(spec):
+        return (SourceItem(**entry) for entry in hub_rows(spec, split=split or "train"))
     raise TaskError(f"unknown task source {spec!r}", hint=f"give {_KINDS}")
 
 
-def _from_jsonl(path: Path) -> Iterator[_Item]:
+def _files_of(folder: Path, split: str) -> list[Path]:
+    """The task files below a folder, in order; those of one split, where they are named so."""
+    files = sorted(p for p in folder.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
+    if not files:
+        raise TaskError(f"there is no task file in {folder}", hint=f"give {_KINDS}")
+    named = {file: next(filter(file.name.startswith, _SPLITS), None) for file in files}
+    if not any(named.values()):
+        return files
+    chosen = [file for file, name in named.items() if file.name.startswith(split)]
+    if not chosen:
+        there = ", ".join(sorted({name for name in named.values() if name}))
+        raise TaskError(f"{folder} has no files of the split {split!r}", hint=f"it has {there}")
+    return chosen
+
+
+def _from_file(path: Path) -> Iterator[SourceItem]:
+    return _from_parquet(path) if path.suffix == ".parquet" else _from_jsonl(path)
+
+
+def _from_jsonl(path: Path) -> Iterator[SourceItem]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in zip(itertools.count(1), file, strict=False):
                 if line.strip():
-                    yield _Item(where=f"{path}:{number}", payload=line)
+                    yield SourceItem(where=f"{path}:{number}", payload=line)
     except FileNotFoundError:
         raise _no_file(path) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -132,7 +184,7 @@ def _from_jsonl(path: Path) -> Iterator[_Item]:
         raise HostError.from_os(error, doing=f"cannot read {path}") from error
 
 
-def _from_parquet(path: Path) -> Iterator[_Item]:
+def _from_parquet(path: Path) -> Iterator[SourceItem]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -146,7 +198,7 @@ def _from_parquet(path: Path) -> Iterator[_Item]:
             for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
-                    yield _Item(where=f"{path}: row {number}", payload=row)
+                    yield SourceItem(where=f"{path}: row {number}", payload=row)
     except FileNotFoundError:
         raise _no_file(path) from None
     except ArrowException as error:
