@@ -122,6 +122,7 @@ def batch_metrics(batch: StepBatch) -> dict[str, float]:
         "rollout/groups_kept": float(len(batch.groups)),
         "rollout/groups_dropped": float(len(batch.dropped)),
         "rollout/wait_s": batch.wait_s,
+        "integrity/quarantined": float(batch.num_quarantined),
     }
     for reason, count in batch.drop_reasons.items():
         metrics[f"rollout/dropped_{reason.value}"] = float(count)

@@ -18,11 +18,13 @@ class StepBatch:
         version: of the weights that the groups were judged under.
         judged: every group that this step used up, kept or dropped.
         wait_s: seconds that the step waited for its groups.
+        num_quarantined: tasks in quarantine since the run began.
     """
 
     version: int
     judged: tuple[JudgedGroup, ...]
     wait_s: float
+    num_quarantined: int = 0
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -20,6 +20,7 @@ from palestra.records import (
     Timings,
     Trace,
     Turn,
+    Verdict,
 )
 
 
@@ -32,12 +33,16 @@ class ScriptedEpisode:
         delay_s: how long it takes.
         num_turns: turns with one sampled id each, spread evenly over the delay.
         error: raised instead of an answer, after the delay.
+        patch: that it leaves.
+        verdict: on the patch.
     """
 
     outcome: Outcome = Outcome.SOLVED
     delay_s: float = 0.0
     num_turns: int = 2
     error: Exception | None = None
+    patch: str = ""
+    verdict: Verdict | None = None
 
 
 EpisodeScript = Callable[[Task, int], ScriptedEpisode]
@@ -175,9 +180,9 @@ class FakeEnvironment:
             outcome=script.outcome,
             exit_status="SandboxDied" if failed else ExitStatus.SUBMITTED,
             messages=(),
-            patch=None if failed else "",
+            patch=None if failed else script.patch,
             submission=None,
-            verdict=None,
+            verdict=script.verdict,
             error="the sandbox died" if failed else None,
             num_turns=script.num_turns,
             num_tool_calls=script.num_turns,

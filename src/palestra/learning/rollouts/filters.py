@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from palestra.config import RolloutsSection
+from palestra.learning.rollouts.flakes import flaky_tests
 from palestra.records import Group, Outcome, Rollout
 
 
 class DropReason(StrEnum):
     """Why a group is not trained on."""
 
-    FLAKY = "flaky"  # the task's own tests do not repeat: no reward here can be believed
+    FLAKY = "flaky"  # the task is in quarantine: no reward of its tests can be believed
     ABORTED = "aborted"  # fewer than two rollouts have a reward: no baseline
     STALE = "stale"  # a token was sampled by weights that are too old
     NO_TOKENS = "no_tokens"  # nothing was sampled that the loss would see
@@ -28,11 +29,17 @@ class JudgedGroup:
         whole: with all its rollouts, aborted ones too.
         kept: with its usable rollouts only; ``None`` when the group is dropped.
         reason: why it is dropped; ``None`` when it is kept.
+        flaky_tests: tests of the task that did not repeat in this group.
     """
 
     whole: Group
     kept: Group | None
     reason: DropReason | None
+    flaky_tests: tuple[str, ...] = ()
+
+    def as_flaky(self) -> JudgedGroup:
+        """The same, dropped because its task is in quarantine."""
+        return dataclasses.replace(self, kept=None, reason=DropReason.FLAKY)
 
 
 def judge(group: Group, *, version: int, section: RolloutsSection) -> JudgedGroup:
@@ -43,8 +50,11 @@ def judge(group: Group, *, version: int, section: RolloutsSection) -> JudgedGrou
     usable = dataclasses.replace(
         group, rollouts=tuple(r for r in group.rollouts if r.reward is not None)
     )
-    reason = _drop_reason(group, usable, version, section)
-    return JudgedGroup(whole=group, kept=usable if reason is None else None, reason=reason)
+    flaky = flaky_tests(group)
+    reason = DropReason.FLAKY if flaky else _drop_reason(group, usable, version, section)
+    return JudgedGroup(
+        whole=group, kept=usable if reason is None else None, reason=reason, flaky_tests=flaky
+    )
 
 
 def _drop_reason(

@@ -128,7 +128,9 @@ class RolloutScheduler:
                 continue
             judged = step.add(index, self._outstanding[index].group.result())
             if judged.reason is DropReason.FLAKY:
-                self._order.quarantine(judged.whole.instance_id)
+                self._quarantine(judged)
+            if judged.whole.instance_id in self._order.quarantined:
+                step.drop_task(judged.whole.instance_id)
             step.check_infra_share()
         self._top_up(step)
         for index in step.judged:
@@ -137,6 +139,7 @@ class RolloutScheduler:
             version=version,
             judged=tuple(step.judged[index] for index in sorted(step.judged)),
             wait_s=time.monotonic() - started,
+            num_quarantined=len(self._order.quarantined),
         )
 
     async def aclose(self) -> None:
@@ -153,6 +156,18 @@ class RolloutScheduler:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    def _quarantine(self, judged: JudgedGroup) -> None:
+        instance_id = judged.whole.instance_id
+        if instance_id in self._order.quarantined:
+            return
+        self._order.quarantine(instance_id)
+        self._events.emit(
+            "task.quarantined",
+            instance_id=instance_id,
+            group_id=judged.whole.group_id,
+            flaky_tests=judged.flaky_tests,
+        )
 
     def _top_up(self, step: _Step) -> None:
         ahead = self._section.max_off_policy_steps * self._section.groups_per_step
@@ -273,6 +288,13 @@ class _Step:
         self._num_episodes += len(group.rollouts)
         self._failures += [r for r in group.rollouts if r.episode.outcome is Outcome.INFRA_ERROR]
         return judged
+
+    def drop_task(self, instance_id: str) -> None:
+        """Drop every group of a task that is in quarantine, whenever it was judged."""
+        for index, judged in self.judged.items():
+            if judged.whole.instance_id == instance_id:
+                self._num_kept -= judged.kept is not None
+                self.judged[index] = judged.as_flaky()
 
     def check_infra_share(self) -> None:
         """Raise once a step's worth of groups, or the whole step, shows too many failures."""
