@@ -12,16 +12,31 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import zstandard
 from small_rootfs import make_rootfs
 
 TOOLS = ("docker-registry", "skopeo")
 MISSING = [name for name in TOOLS if shutil.which(name) is None]
 _START_TIMEOUT_S = 20.0
+_MANIFESTS = (
+    "application/vnd.oci.image.manifest.v1+json, "
+    "application/vnd.docker.distribution.manifest.v2+json"
+)
+
+
+HERE = "amd64" if os.uname().machine == "x86_64" else "arm64"
+ELSEWHERE = "arm64" if HERE == "amd64" else "amd64"
+_PACKINGS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "gzip": (lambda data: gzip.compress(data, 1, mtime=0), "+gzip"),
+    "zstd": (zstandard.ZstdCompressor().compress, "+zstd"),
+    "none": (bytes, ""),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,17 +46,46 @@ class Registry:
     host: str
     folder: Path
 
-    def push(self, layout: Path, name: str) -> None:
-        """Push the image of an OCI layout under ``name``."""
+    def push(self, layout: Path, name: str, *, form: str = "oci") -> None:
+        """Push the image of an OCI layout under ``name``, as OCI or Docker (v2s2) has it."""
         subprocess.run(
             [
-                *("skopeo", "copy", "--quiet", "--dest-tls-verify=false"),
+                *("skopeo", "copy", "--quiet", "--dest-tls-verify=false", "--format", form),
                 *(f"oci:{layout}:image", f"docker://{self.host}/{name}"),
             ],
             check=True,
             capture_output=True,
             timeout=60,
         )
+
+    def manifest(self, name: str, reference: str) -> bytes:
+        """The manifest of an image, by tag or digest."""
+        request = urllib.request.Request(
+            f"http://{self.host}/v2/{name}/manifests/{reference}", headers={"Accept": _MANIFESTS}
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return bytes(answer.read())
+
+    def push_index(self, name: str, tag: str, entries: list[tuple[bytes, str]]) -> None:
+        """Push an index of manifests, each with the architecture that it is for."""
+        rows = [
+            {
+                "mediaType": json.loads(data)["mediaType"],
+                "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
+                "size": len(data),
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+            for data, architecture in entries
+        ]
+        kind = "application/vnd.oci.image.index.v1+json"
+        body = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": rows}).encode()
+        request = urllib.request.Request(
+            f"http://{self.host}/v2/{name}/manifests/{tag}",
+            data=body,
+            headers={"Content-Type": kind},
+            method="PUT",
+        )
+        urllib.request.urlopen(request, timeout=20).close()
 
     def blob(self, digest: str) -> Path:
         """The file of a blob."""
@@ -125,11 +169,23 @@ def base_layer(folder: Path) -> bytes:
 
 
 def write_layout(
-    layout: Path, layers: list[bytes], *, diff_ids: list[str] | None = None, **config: object
+    layout: Path,
+    layers: list[bytes],
+    *,
+    diff_ids: list[str] | None = None,
+    packing: str = "gzip",
+    architecture: str = "",
+    **config: object,
 ) -> list[str]:
     """Write an OCI layout of uncompressed ``layers``; return the digests of its blobs.
 
-    ``diff_ids`` replaces what the configuration says of the layers.
+    Args:
+        layout: the folder, which is made.
+        layers: tarballs, the bottommost first.
+        diff_ids: replaces what the configuration says of the layers.
+        packing: gzip, zstd or none.
+        architecture: this machine's if empty.
+        config: of the image: ``Env``, ``User`` and so on.
     """
     blobs = layout / "blobs/sha256"
     blobs.mkdir(parents=True)
@@ -140,10 +196,11 @@ def write_layout(
         return {"mediaType": media_type, "digest": f"sha256:{digits}", "size": len(data)}
 
     oci = "application/vnd.oci.image"
-    packed = [put(gzip.compress(layer, 1, mtime=0), f"{oci}.layer.v1.tar+gzip") for layer in layers]
+    pack, suffix = _PACKINGS[packing]
+    packed = [put(pack(layer), f"{oci}.layer.v1.tar{suffix}") for layer in layers]
     ids = diff_ids or [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
     body = {
-        "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64",
+        "architecture": architecture or HERE,
         "os": "linux",
         "config": config,
         "rootfs": {"type": "layers", "diff_ids": ids},

@@ -87,7 +87,8 @@ def _choose(store: ImageStore, plan: PrunePlan, in_use: set[str]) -> list[Unpack
         image
         for image in pulled
         if now_s - store.used_at_s(image.name) >= plan.settle_s
-        and not any(layer.name in in_use for layer in image.layers)
+        # A sandbox holds all layers of its image; some of them alone are another's.
+        and not all(layer.name in in_use for layer in image.layers)
     ]
     doomed = [image for image in free if _is_due(store, plan, image, now_s)]
     if plan.max_bytes is not None:
