@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from grading_parity.compare import Key, Report, differences, of_swebench, table
+from grading_parity.compare import Key, Report, beside, differences, of_swebench, table
 from grading_parity.half_patches import half_patch
 
 BEFORE = "".join(f"line {n}\n" for n in range(30))
@@ -96,8 +97,8 @@ def test_equal_reports_do_not_differ() -> None:
     ("other", "word"),
     [
         (report(resolved=False), "resolved: True there, False here"),
-        (report(one=False), "listed FAIL_TO_PASS t::one: success there, failure here"),
-        (report(status="XPASS"), "status of t::one: PASSED there, XPASS here"),
+        (report(one=False), "FAIL_TO_PASS t::one: success there, failure here"),
+        (report(status="XPASS"), "t::one: PASSED there, XPASS here"),
     ],
 )
 def test_each_difference_is_named(other: Report, word: str) -> None:
@@ -110,3 +111,9 @@ def test_a_harness_that_saw_no_test_means_that_none_passed() -> None:
     failed = Report(grader="o", resolved=False, listed={("FAIL_TO_PASS", "t"): False}, statuses={})
     assert differences(theirs, failed) == ()
     assert differences(theirs, report(resolved=False)) != ()
+
+
+def test_what_no_list_names_is_told_apart() -> None:
+    noisy = replace(report(), statuses={"t::one": "PASSED", "noise": "ERROR"})
+    assert differences(noisy, report()) == ()
+    assert beside(noisy, report()) == ("noise: ERROR there, absent here",)

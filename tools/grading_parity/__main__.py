@@ -16,11 +16,12 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grading_parity.compare import Key, Report, differences, of_swebench, of_verdict, table
+from grading_parity.compare import Key, Report, beside, differences, of_swebench, of_verdict, table
 from grading_parity.half_patches import half_patch
 
 from palestra.config import SandboxSection
@@ -47,14 +48,17 @@ def main() -> int:
     theirs = dict(map(of_swebench, map(json.loads, reports.read_text("utf-8").splitlines())))
     ours = asyncio.run(_ours(options, rows))
     print(table(theirs, ours))
-    found = [
-        f"{key.instance_id}, {key.variant}, {here.grader}: {line}"
-        for key, there in theirs.items()
-        for here in ours.get(key, [])
-        for line in differences(there, here)
-    ]
-    print("\n".join(["", *found, f"{len(found)} differences"]))
+    pairs = [(key, there, here) for key, there in theirs.items() for here in ours.get(key, [])]
+    found = [_said(key, here, line) for key, a, here in pairs for line in differences(a, here)]
+    others = [_said(key, here, line) for key, a, here in pairs for line in beside(a, here)]
+    print("", *(f"{n} times {line}" for line, n in Counter(found).items()), sep="\n")
+    print(f"{len(found)} differences in {len(pairs)} reports", "Besides, of no list:", sep="\n")
+    print(*(f"{n} times {line}" for line, n in Counter(others).items()), sep="\n")
     return 1 if found else 0
+
+
+def _said(key: Key, here: Report, line: str) -> str:
+    return f"{key.instance_id}, {key.variant}, {here.grader}: {line}"
 
 
 def _run_harness(python: str, rows: Sequence[dict[str, Any]], reports: Path) -> None:
@@ -80,7 +84,9 @@ def _patches(gold: str) -> dict[str, str]:
 async def _ours(
     options: argparse.Namespace, rows: Sequence[dict[str, Any]]
 ) -> dict[Key, list[Report]]:
-    section = SandboxSection(backend=options.sandbox, images=options.images)
+    section = SandboxSection(
+        backend=options.sandbox, images=options.images, host_image=options.host_image
+    )
     choice = await choose_backend(section, state_dir=options.out / "state")
     grader = SandboxGrader(choice.backend, SandboxLimits(), eval_timeout_s=options.timeout)
     found: dict[Key, list[Report]] = {}
@@ -135,6 +141,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--sandbox", default="bubblewrap", help="bubblewrap, docker or podman")
     parser.add_argument("--images", type=Path, help="store of unpacked images, for bubblewrap")
+    parser.add_argument(
+        "--host-image",
+        default=SandboxSection().host_image,
+        help="image of the trial start of docker and podman",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="times that ours grades gold, noop")
     parser.add_argument("--timeout", type=float, default=1800, help="seconds for one test run")
     parser.add_argument("--out", type=Path, required=True, help="folder of reports and logs")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +83,16 @@ def differences(theirs: Report, ours: Report) -> tuple[str, ...]:
     there_listed = theirs.listed or dict.fromkeys(ours.listed, False)
     if theirs.resolved != ours.resolved:
         lines.append(f"resolved: {theirs.resolved} there, {ours.resolved} here")
-    for name, there, here in (
-        ("listed", _words(there_listed), _words(ours.listed)),
-        ("status of", theirs.statuses, ours.statuses),
-    ):
-        lines += [
-            f"{name} {test}: {there.get(test, 'absent')} there, {here.get(test, 'absent')} here"
-            for test in dict.fromkeys((*there, *here))
-            if there.get(test) != here.get(test)
-        ]
+    lines += _unlike(_words(there_listed), _words(ours.listed))
+    listed = {test for _, test in ours.listed}
+    lines += _unlike(_only(theirs.statuses, listed), _only(ours.statuses, listed))
     return tuple(lines)
+
+
+def beside(theirs: Report, ours: Report) -> tuple[str, ...]:
+    """Where they differ on what the row does not list, and the report does not depend on."""
+    names = {*theirs.statuses, *ours.statuses} - {test for _, test in ours.listed}
+    return tuple(_unlike(_only(theirs.statuses, names), _only(ours.statuses, names)))
 
 
 def table(theirs: Mapping[Key, Report], ours: Mapping[Key, list[Report]]) -> str:
@@ -115,6 +115,16 @@ def table(theirs: Mapping[Key, Report], ours: Mapping[Key, list[Report]]) -> str
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _unlike(there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys((*there, *here)):
+        if there.get(name) != here.get(name):
+            yield f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+
+
+def _only(statuses: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    return {test: status for test, status in statuses.items() if test in names}
 
 
 def _words(listed: Mapping[tuple[str, str], bool]) -> dict[str, str]:

@@ -65,7 +65,7 @@ def evaluate(
         raise ConfigError(
             "the agent mini needs a model", hint="--base-url URL --model NAME, or --model FOLDER"
         )
-    loaded = load_tasks(tasks, limit=limit)
+    loaded = load_tasks(tasks, limit=limit, on_bad_row="skip", report=say)
     recipe = parse_recipe(
         {
             "agent": {

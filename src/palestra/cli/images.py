@@ -58,7 +58,9 @@ def pull_images(
 
     A pull that was broken off goes on where it stood when the command is given again.
     """
-    found = (task.image for source in tasks for task in load_tasks(source))
+    found = (
+        task.image for source in tasks for task in load_tasks(source, on_bad_row="skip", report=say)
+    )
     names = list(dict.fromkeys(name for name in found if name != HOST_IMAGE))
     ensure = _ensurer(backend, registry, int(reserve_gb * _GB), images or images_folder())
     with PullView(len(names)) as view:

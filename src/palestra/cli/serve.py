@@ -115,7 +115,12 @@ def serve(
     try:
         run_until_stopped(
             lambda stop: serve_environment(
-                settings, options, on_choice=on_choice, on_ready=on_ready, stop=stop
+                settings,
+                options,
+                on_bad_row=say,
+                on_choice=on_choice,
+                on_ready=on_ready,
+                stop=stop,
             ),
             watch=_end_of_stdin if exit_with_parent else None,
             stopping="stopping: waiting for episodes to end",

@@ -10,6 +10,7 @@ import typer
 
 from palestra.cli.loop import run_cancellable
 from palestra.cli.report import conclude
+from palestra.cli.terminal import say
 from palestra.cli.training_view import TrainingView
 from palestra.config import Recipe, SandboxName
 from palestra.errors import ConfigError, MissingExtra
@@ -57,13 +58,13 @@ def train(
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides)
-        tasks = training.load_run_tasks(resolved)
+        tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, run.recipe, overrides)
     else:
         assert recipe is not None
         resolved = load_recipe(find_recipe(recipe), overrides)
         # Before there is a directory: a run that cannot start leaves nothing behind.
-        tasks = training.load_run_tasks(resolved)
+        tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, recipe, overrides)
         run, resolved = create_run(resolved)
     with locked(run):

@@ -34,6 +34,7 @@ async def serve_environment(
     recipe: Recipe,
     options: ServeOptions,
     *,
+    on_bad_row: Callable[[str], None],
     on_choice: Callable[[Choice], None],
     on_ready: Callable[[str], None],
     stop: asyncio.Event,
@@ -43,6 +44,7 @@ async def serve_environment(
     Args:
         recipe: the environment's settings.
         options: of the server.
+        on_bad_row: told of each row of the task file that cannot be used, in one line.
         on_choice: told of the sandbox backend that was taken, before ``on_ready``.
         on_ready: told the URL once requests are taken.
         stop: set by whoever owns the signals.
@@ -51,7 +53,7 @@ async def serve_environment(
         SandboxUnavailable: no sandbox can be started here.
         UsageError: a task file, a port, a token or the machine is not as it must be.
     """
-    tasks = load_tasks(options.tasks) if options.tasks else []
+    tasks = load_tasks(options.tasks, on_bad_row="skip", report=on_bad_row) if options.tasks else []
     service = EpisodeService(
         await open_world(recipe, on_choice=on_choice),
         recipe.environment,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,16 +49,21 @@ class RunTasks:
     warmstart: Sequence[Task]
 
 
-def load_run_tasks(recipe: Recipe) -> RunTasks:
+def load_run_tasks(recipe: Recipe, on_bad_row: Callable[[str], None]) -> RunTasks:
     """Load every task that the recipe names.
 
+    Args:
+        recipe: names the sources.
+        on_bad_row: told of each row that cannot be used, in one line; the others go on.
+
     Raises:
-        TaskError: a source is unknown or a row is broken.
+        TaskError: a source is unknown or has no row that can be used.
     """
+    load = partial(load_tasks, on_bad_row="skip", report=on_bad_row)
     return RunTasks(
-        train=load_tasks(recipe.tasks.train),
-        heldout=load_tasks(recipe.tasks.heldout) if recipe.tasks.heldout else (),
-        warmstart=load_tasks(recipe.warmstart.tasks) if recipe.warmstart.steps else (),
+        train=load(recipe.tasks.train),
+        heldout=load(recipe.tasks.heldout) if recipe.tasks.heldout else (),
+        warmstart=load(recipe.warmstart.tasks) if recipe.warmstart.steps else (),
     )
 
 
