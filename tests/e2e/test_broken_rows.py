@@ -41,7 +41,7 @@ def test_a_broken_row_is_named_and_the_others_are_evaluated(
     done = command("eval", tasks, "--agent", "gold")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["episodes"], report["solve_rate"]) == (2, 1.0)
+    assert (len(report["episodes"]), report["solve_rate"]) == (2, 1.0)
     said = " ".join(done.stderr.split())
     assert f"{rows[1]['instance_id']}: field log_parser is 'parse_log_cobol'" in said
     assert f"{rows[0]['instance_id']} occurs twice" in said
