@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
+import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from agent_toys import make_task
 from leaky_repository import FUTURES, KEPT, make_leaky_rootfs, marks_in, marks_of
 
+from palestra.config import EnvironmentSection
+from palestra.environment.agents.noop import NoopAgent
+from palestra.environment.episode import EpisodeRunner
+from palestra.environment.grading.fake import ScriptedGrader
 from palestra.environment.patch import snapshot, working_tree_diff
 from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
 from palestra.environment.sandboxes.engine import EngineBackend
 from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN, open_engine
 from palestra.environment.sandboxes.engine_prepared import SOURCE_LABEL, drop_outdated
 from palestra.environment.sandboxes.images import ImageStore
-from palestra.environment.sandboxes.protocol import Sandbox, SandboxBackend, SandboxSpec
-from palestra.errors import ImageError, PalestraError
+from palestra.environment.sandboxes.prepared import PreparedLayers
+from palestra.environment.sandboxes.protocol import (
+    Sandbox,
+    SandboxBackend,
+    SandboxLimits,
+    SandboxSpec,
+)
+from palestra.errors import ImageError, PalestraError, UnverifiedHistory
+from palestra.records import Outcome
 
 ENGINES = {"docker": DOCKER, "podman": PODMAN}
 _SEEN = "/testbed /srv /root /tmp"
@@ -95,6 +111,22 @@ def _import(leaky: Leaky) -> None:
             check=True,
             capture_output=True,
         )
+
+
+@pytest.fixture(scope="module")
+def leaky_here(rootfs: tuple[Path, str]) -> Leaky:
+    """The image for bubblewrap, whose layers are files."""
+    folder, base = rootfs
+    try:
+        asyncio.run(BubblewrapBackend(store=None, state_dir=folder.parent / "trial").check())
+    except PalestraError as error:
+        pytest.skip(f"bubblewrap: {error}")
+    return Leaky(
+        backend_name="bubblewrap",
+        image="palestra-test/leaky:here",
+        rootfs=folder,
+        base_commit=base,
+    )
 
 
 async def _remove(leaky: Leaky) -> None:
@@ -209,3 +241,162 @@ async def test_prepared_images_go_with_their_source(leaky: Leaky, tmp_path: Path
         before = await _prepared_state(leaky, tmp_path)
         await drop_outdated(api)
         assert await _prepared_state(leaky, tmp_path) == before
+
+
+# --- what is not as it was sealed ------------------------------------------------
+
+
+def _layer(folder: Path) -> tuple[Path, Path]:
+    """The one prepared layer of a bubblewrap store, and its seal."""
+    (seal,) = (folder / "store/history").glob("*.json")
+    return seal.with_suffix(""), seal
+
+
+def _forge_commit(layer: Path, seal: Path) -> None:
+    seal.write_text(seal.read_text().replace(json.loads(seal.read_text())["commit"], "0" * 40))
+
+
+def _forge_stamp(layer: Path, seal: Path) -> None:
+    stamp = layer / "testbed/.git/palestra-history"
+    stamp.write_text(stamp.read_text().replace("unreachable 0", "unreachable 7"))
+
+
+def _remove_stamp(layer: Path, seal: Path) -> None:
+    (layer / "testbed/.git/palestra-history").unlink()
+
+
+def _break_seal(layer: Path, seal: Path) -> None:
+    seal.write_bytes(b"{")
+
+
+def _add_object(layer: Path, seal: Path) -> None:
+    folder = layer / "testbed/.git/objects/ab"
+    folder.mkdir()
+    (folder / ("c" * 38)).write_bytes(zlib.compress(b"blob 3\0fix"))
+
+
+def _add_ref(layer: Path, seal: Path) -> None:
+    commit = json.loads(seal.read_text())["commit"]
+    (layer / "testbed/.git/refs/heads/fix").write_text(f"{commit}\n")
+
+
+def _move_head(layer: Path, seal: Path) -> None:
+    (layer / "testbed/.git/HEAD").write_text("ref: refs/heads/nothing\n")
+
+
+def _show_what_is_below(layer: Path, seal: Path) -> None:
+    os.removexattr(layer / "testbed/.git", "user.overlay.opaque")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_forge_commit, _forge_stamp, _remove_stamp, _break_seal, _add_object, _add_ref),
+        *(_move_head, _show_what_is_below),
+    ],
+)
+async def test_what_is_not_as_it_was_sealed_ends_as_an_infra_error(
+    leaky_here: Leaky, tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    backend = leaky_here.backend(tmp_path)
+    await backend.prepare(leaky_here.spec)
+    change(*_layer(tmp_path))
+    with pytest.raises(UnverifiedHistory):
+        async with backend.start(leaky_here.spec):
+            pass
+    runner = EpisodeRunner(
+        backend,
+        NoopAgent(),
+        ScriptedGrader(lambda *_: True),
+        EnvironmentSection(),
+        SandboxLimits(),
+    )
+    task = replace(
+        make_task(), image=leaky_here.image, base_commit=leaky_here.base_commit, files=()
+    )
+    episode = await runner.run(task, None)
+    assert (episode.outcome, episode.exit_status) == (Outcome.INFRA_ERROR, "UnverifiedHistory")
+    assert episode.reward is None
+
+
+# --- at once, and killed ---------------------------------------------------------
+
+PREPARING = """
+import asyncio, json, sys
+from pathlib import Path
+from palestra.environment.sandboxes.bubblewrap import BubblewrapBackend
+from palestra.environment.sandboxes.images import ImageStore
+from palestra.environment.sandboxes.protocol import SandboxSpec
+
+folder, image, commit = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+backend = BubblewrapBackend(store=ImageStore(folder / "store"), state_dir=folder / "state")
+print("begins", flush=True)
+asyncio.run(backend.prepare(SandboxSpec(image=image, workdir="/testbed", base_commit=commit)))
+"""
+
+
+def _preparing(leaky: Leaky, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PREPARING, str(folder), leaky.image, leaky.base_commit]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def test_many_at_once_make_one_layer(leaky_here: Leaky, tmp_path: Path) -> None:
+    backend = leaky_here.backend(tmp_path)
+    others = [_preparing(leaky_here, tmp_path) for _ in range(2)]
+    await asyncio.gather(*(backend.prepare(leaky_here.spec) for _ in range(3)))
+    for other in others:
+        assert await asyncio.to_thread(other.wait, 60) == 0
+        assert other.stdout is not None
+        other.stdout.close()
+    layer, _ = _layer(tmp_path)
+    folders = [path for path in layer.parent.iterdir() if path.is_dir()]
+    assert folders == [layer], "somebody left something behind"
+    async with backend.start(leaky_here.spec) as sandbox:
+        assert await _found(sandbox, tmp_path) == set(KEPT)
+
+
+async def test_whoever_is_killed_in_the_middle_is_followed_by_the_next(
+    leaky_here: Leaky, tmp_path: Path
+) -> None:
+    backend = leaky_here.backend(tmp_path)
+    folder = tmp_path / "store/history"
+    for moment in ("*.lock", ".new-*", ".new-*/testbed/.git"):
+        killed = _preparing(leaky_here, tmp_path)
+        async with asyncio.timeout(60):
+            while killed.poll() is None and not list(folder.glob(moment)):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    async with backend.start(leaky_here.spec) as sandbox:
+        assert await _found(sandbox, tmp_path) == set(KEPT)
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".new-")] == []
+
+
+async def test_a_layer_without_a_seal_is_made_anew(leaky_here: Leaky, tmp_path: Path) -> None:
+    backend = leaky_here.backend(tmp_path)
+    await backend.prepare(leaky_here.spec)
+    layer, seal = _layer(tmp_path)
+    _add_object(layer, seal)
+    seal.unlink()
+    async with backend.start(leaky_here.spec) as sandbox:
+        assert await _found(sandbox, tmp_path) == set(KEPT)
+
+
+async def test_layers_go_with_their_images(leaky_here: Leaky, tmp_path: Path) -> None:
+    backend = leaky_here.backend(tmp_path)
+    await backend.prepare(leaky_here.spec)
+    layer, _ = _layer(tmp_path)
+    layers = PreparedLayers(tmp_path / "store")
+    assert layers.drop_orphans([leaky_here.image], []) == 0
+    assert layers.drop_orphans([], [layer.name]) == 0
+    assert layers.drop_orphans([], []) == 1
+    assert list((tmp_path / "store/history").iterdir()) == []
+
+
+async def test_a_folder_that_somebody_worked_in_is_prepared_anew(
+    leaky_here: Leaky, tmp_path: Path
+) -> None:
+    backend = leaky_here.backend(tmp_path)
+    before = await backend.identify(leaky_here.image)
+    (leaky_here.rootfs / "testbed/.git/HEAD").touch()
+    assert await backend.identify(leaky_here.image) != before

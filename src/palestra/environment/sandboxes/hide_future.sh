@@ -89,6 +89,7 @@ copy_history() {
     new_git update-ref --no-deref HEAD "$base"
   fi
   new_git pack-refs --all
+  [ -f "$new/packed-refs" ] || : >"$new/packed-refs"
   rm -rf "$new/logs" "$new/branches" "$new/hooks"
 }
 
