@@ -87,7 +87,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     [
         ("nowhere.jsonl", "no task file nowhere.jsonl"),
         ("nowhere.parquet", "no task file nowhere.parquet"),
-        ("SWE-Gym/SWE-Gym", "unknown task source 'SWE-Gym/SWE-Gym'"),
+        ("SWE-Gym", "unknown task source 'SWE-Gym'"),
         ("katas:", "the split is ''"),
         ("katas:test", "the split is 'test'"),
         ("katas:train?sed=1", "unknown key 'sed'"),

@@ -29,9 +29,14 @@ def say(text: str) -> None:
 
 
 class Counter:
-    """Progress of a known number of things: a bar on a terminal, a line now and then elsewhere."""
+    """Progress of a number of things: a bar on a terminal, a line now and then elsewhere.
 
-    def __init__(self, what: str, total: int) -> None:
+    Args:
+        what: is counted.
+        total: how many there are; ``None`` while nobody knows.
+    """
+
+    def __init__(self, what: str, total: int | None) -> None:
         self._what = what
         self._total = total
         self._done = 0
@@ -59,7 +64,8 @@ class Counter:
             self._bar.update(self._row, advance=1, note=note)
         elif time.monotonic() - self._said_at > PLAIN_INTERVAL_S:
             self._said_at = time.monotonic()
-            say(f"{self._what}: {self._done} of {self._total} {note}".rstrip())
+            total = "" if self._total is None else f" of {self._total}"
+            say(f"{self._what}: {self._done}{total} {note}".rstrip())
 
     def __enter__(self) -> Counter:
         if self._bar is not None:

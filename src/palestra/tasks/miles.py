@@ -15,14 +15,14 @@ from palestra.errors import HostError, TaskError
 
 
 def to_prompt_data(
-    row: Mapping[str, Any], *, subset: str | None = "gym", split: str | None = "train"
+    row: Mapping[str, Any], *, subset: str | None = None, split: str | None = None
 ) -> dict[str, Any]:
     """Wrap a row; its fields are copied as they stand.
 
     Args:
         row: a task row with a ``problem_statement``.
-        subset: takes the place of the row's, as in the example's converter; ``None`` leaves it.
-        split: the same.
+        subset: takes the place of the row's; ``None``: ``gym`` where the row names none.
+        split: the same, with ``train``.
 
     Raises:
         TaskError: the row has no problem statement.
@@ -51,8 +51,8 @@ def write_prompt_data(
     path: Path,
     rows: Iterable[Mapping[str, Any]],
     *,
-    subset: str | None = "gym",
-    split: str | None = "train",
+    subset: str | None = None,
+    split: str | None = None,
 ) -> int:
     """Write ``rows`` as prompt data, one at a time, and return how many there were.
 
@@ -101,7 +101,7 @@ class PromptDataFile:
 
 @contextmanager
 def prompt_data_file(
-    path: Path, *, subset: str | None = "gym", split: str | None = "train"
+    path: Path, *, subset: str | None = None, split: str | None = None
 ) -> Iterator[PromptDataFile]:
     """A file that takes its name when it is whole; a failure leaves what was there before.
 
