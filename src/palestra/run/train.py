@@ -18,6 +18,7 @@ from palestra.events import EventLog, EventSink
 from palestra.learning.evaluations import EvaluationStore
 from palestra.learning.loop import RunSummary, TrainingLoop
 from palestra.learning.progress import Progress
+from palestra.learning.rollouts.ahead import ImagesAhead
 from palestra.learning.rollouts.collector import RolloutCollector
 from palestra.learning.rollouts.environment_client import EnvironmentClient
 from palestra.learning.rollouts.gateway_client import GatewayClient
@@ -100,7 +101,7 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             events=events,
         )
         scheduler = await stack.enter_async_context(
-            _scheduler(recipe, tasks, collector, progress, watcher, events)
+            _scheduler(recipe, tasks, collector, environment, progress, watcher, events)
         )
         evaluator = HeldOutEvaluator(
             tasks.heldout,
@@ -163,14 +164,16 @@ async def _gateway(engine: Engine, folder: Path, recipe: Recipe) -> AsyncIterato
         yield client
 
 
-def _scheduler(
+@asynccontextmanager
+async def _scheduler(
     recipe: Recipe,
     tasks: RunTasks,
     collector: RolloutCollector,
+    environment: EnvironmentClient,
     progress: Progress,
     watcher: Watcher,
     events: EventSink,
-) -> RolloutScheduler:
+) -> AsyncIterator[RolloutScheduler]:
     order = TaskOrder(
         tasks.train,
         seed=recipe.seed,
@@ -178,16 +181,22 @@ def _scheduler(
         position=progress.scheduler.position,
         quarantined=progress.scheduler.quarantined,
     )
-    return RolloutScheduler(
-        collector=collector,
-        order=order,
-        section=recipe.rollouts,
-        run=recipe.name,
-        concurrency=recipe.environment.concurrency,
-        pending=progress.scheduler.pending,
-        events=events,
-        observer=watcher,
-    )
+    async with (
+        ImagesAhead(environment.prefetch, events=events) as ahead,
+        RolloutScheduler(
+            collector=collector,
+            order=order,
+            section=recipe.rollouts,
+            run=recipe.name,
+            concurrency=recipe.environment.concurrency,
+            pending=progress.scheduler.pending,
+            events=events,
+            observer=watcher,
+            ahead=ahead,
+        ) as scheduler,
+    ):
+        ahead.want(tasks.heldout)
+        yield scheduler
 
 
 def _trainer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from palestra.wire import RunResponse, episode_from_wire
 # A broken connection is worth one more try under the same idempotency key: the
 # server answers with the episode that is already running.
 _RESENDS = 1
+_NO_SUCH_CALL = (404, 405)
 
 
 class EnvironmentClient:
@@ -43,6 +45,7 @@ class EnvironmentClient:
             token=token,
             timeout_s=timeout_s,
         )
+        self._can_prefetch = True
 
     @property
     def address(self) -> str:
@@ -92,6 +95,23 @@ class EnvironmentClient:
                 f"answered {episode.instance_id} when asked for {task.instance_id}"
             )
         return episode
+
+    async def prefetch(self, images: Sequence[str]) -> None:
+        """Ask the server to bring ``images``, the first one first; it answers at once.
+
+        A server of another make that knows nothing of it is not asked again.
+
+        Raises:
+            EnvironmentUnavailable: no connection, a 5xx, no answer in time, or nonsense.
+            ConfigError: it refuses the token.
+        """
+        if not self._can_prefetch:
+            return
+        response = await self._peer.request("POST", "/prefetch", body={"images": list(images)})
+        if response.status_code in _NO_SUCH_CALL:
+            self._can_prefetch = False
+            return
+        self._peer.json(response)
 
     def _read(self, task: Task, answer: dict[str, Any], episode_id: str) -> EpisodeResult:
         try:

@@ -25,6 +25,7 @@ from types import TracebackType
 from palestra.config import RolloutsSection
 from palestra.errors import InfraError
 from palestra.events import EventSink, NullEvents
+from palestra.learning.rollouts.ahead import ImagesAhead
 from palestra.learning.rollouts.batch import StepBatch
 from palestra.learning.rollouts.filters import DropReason, JudgedGroup, judge
 from palestra.learning.rollouts.protocol import Collector, RolloutObserver
@@ -71,6 +72,7 @@ class RolloutScheduler:
         pending: positions to sample before any is drawn (from a former state).
         events: told of each episode that ended (``rollout``).
         observer: told the same.
+        ahead: told which tasks are drawn next, a step's worth of them.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class RolloutScheduler:
         pending: Sequence[int] = (),
         events: EventSink | None = None,
         observer: RolloutObserver | None = None,
+        ahead: ImagesAhead | None = None,
     ) -> None:
         self._collector = collector
         self._order = order
@@ -95,6 +98,7 @@ class RolloutScheduler:
         self._pending = sorted(pending)
         self._events = events or NullEvents()
         self._observer = observer
+        self._ahead = ahead
         self._outstanding: dict[int, _Outstanding] = {}
 
     @property
@@ -177,6 +181,9 @@ class RolloutScheduler:
                 group=asyncio.create_task(self._run_group(index, task), name=f"group {index}"),
                 last_version=step.version + self._section.max_off_policy_steps,
             )
+        if self._ahead is not None:
+            waiting = (self._order.at(index) for index in self._pending)
+            self._ahead.want((*waiting, *self._order.coming(self._section.groups_per_step)))
 
     def _ready(self, step: _Step) -> int | None:
         """The first finished group that the step may take, by index."""

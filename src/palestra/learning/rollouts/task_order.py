@@ -74,6 +74,12 @@ class TaskOrder:
             f"all {len(self._tasks)} tasks are in quarantine: their tests do not repeat"
         )
 
+    def coming(self, num_tasks: int) -> tuple[Task, ...]:
+        """The tasks of the next draws, as far as is known now; at most all there are."""
+        positions = range(self._position, self._position + min(num_tasks, len(self._tasks)))
+        tasks = map(self.at, positions)
+        return tuple(task for task in tasks if task.instance_id not in self._quarantined)
+
     def at(self, position: int) -> Task:
         """The task at a position, whether in quarantine or not."""
         epoch, index = divmod(position, len(self._tasks))
