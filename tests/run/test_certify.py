@@ -108,6 +108,7 @@ async def certified(
         (["flips"], [["flips"]], "gold_fails", ()),
         (["flips"], [["flips", "holds"], ["flips"]], "gold_fails", ("holds",)),
         (["flips"], [[], ["holds"], []], "flaky", ("holds",)),
+        (["flips", "holds"], [[]], "flaky", ("holds",)),
     ],
 )
 async def test_what_runs_come_to(

@@ -112,7 +112,8 @@ class Certificate:
         max_s: what one grading may take to be fit; ``None``: anything.
         runs: the gradings, in their order.
         status: what they come to.
-        flaky_tests: tests of the task that did not end alike in all gold runs.
+        flaky_tests: tests of the task that did not end alike in all gold runs, or that must
+            hold whatever is done and did not with nothing done.
     """
 
     instance_id: str
@@ -181,7 +182,10 @@ def certificate(
     if not noop or not gold:
         raise ValueError(f"{task.instance_id}: a certificate needs a noop and a gold run")
     failures = Counter(test for run in gold for test in set(run.failed))
-    flaky = tuple(sorted(test for test, count in failures.items() if count < len(gold)))
+    unsteady = {test for test, count in failures.items() if count < len(gold)}
+    must_hold = set(task.pass_to_pass) - set(failures)
+    unsteady |= {test for run in noop for test in run.failed if test in must_hold}
+    flaky = tuple(sorted(unsteady))
     if any(run.resolved for run in noop):
         status = CertificateStatus.NOOP_PASSES
     elif not any(run.resolved for run in gold):

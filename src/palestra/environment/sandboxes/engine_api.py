@@ -97,9 +97,10 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineImage:
-    """An image that the engine has."""
+    """An image that the engine has; one without names is only there for others."""
 
     image_id: str
+    names: tuple[str, ...]
     labels: Mapping[str, str]
 
 
@@ -137,7 +138,8 @@ class EngineApi:
             return None
         body = _body(_ok(answer, f"looking at {image}"))
         labels = (body.get("Config") or {}).get("Labels") or {}
-        return EngineImage(image_id=str(body["Id"]), labels=dict(labels))
+        names = (*(body.get("RepoTags") or ()), *(body.get("RepoDigests") or ()))
+        return EngineImage(image_id=str(body["Id"]), names=names, labels=dict(labels))
 
     async def commit(
         self, container_id: str, *, repo: str, tag: str, labels: Mapping[str, str]

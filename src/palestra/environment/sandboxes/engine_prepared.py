@@ -95,7 +95,8 @@ async def drop_outdated(api: EngineApi) -> int:
         if image is None or not name.startswith(f"{REPOSITORY}:"):
             continue
         is_current = image.labels.get(PROCEDURE_LABEL) == str(PROCEDURE)
-        if not is_current or await api.find_image(image.labels[SOURCE_LABEL]) is None:
+        source = await api.find_image(image.labels[SOURCE_LABEL])
+        if not is_current or source is None or not source.names:
             num_dropped += await api.remove_image(name)
     return num_dropped
 
