@@ -15,6 +15,7 @@ import orjson
 from palestra.config import Recipe
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.environment.episode import EpisodeRunner
+from palestra.environment.images.prefetch import Prefetcher
 from palestra.learning.metrics import Interval, wilson_interval
 from palestra.records import EpisodeResult, Task
 from palestra.wire import episode_to_wire
@@ -75,8 +76,8 @@ async def run_episodes(
 ) -> EvaluationReport:
     """Run ``attempts`` episodes of every task, at most ``concurrency`` at once.
 
-    Each episode is written to ``out/episodes.jsonl`` as it ends, so that nothing is
-    lost when the evaluation is stopped.
+    Images are brought ahead, in the order of the tasks. Each episode is written to
+    ``out/episodes.jsonl`` as it ends, so that nothing is lost when the evaluation is stopped.
     """
     slots = asyncio.Semaphore(concurrency)
     log = (out / "episodes.jsonl").open("ab") if out else None
@@ -91,7 +92,11 @@ async def run_episodes(
         return episode
 
     try:
-        async with asyncio.TaskGroup() as group:
+        async with (
+            Prefetcher(runner.backend.ensure_image) as prefetcher,
+            asyncio.TaskGroup() as group,
+        ):
+            prefetcher.want(task.image for task in tasks)
             running = [group.create_task(attempt(task)) for task in tasks for _ in range(attempts)]
     finally:
         if log is not None:
