@@ -379,7 +379,7 @@ async def test_layers_go_with_their_images(leaky_here: Leaky, tmp_path: Path) ->
     await backend.prepare(leaky_here.spec)
     layer, _ = _layer(tmp_path)
     layers = PreparedLayers(tmp_path / "store")
-    assert layers.drop_orphans([leaky_here.image], []) == 0
+    assert layers.drop_orphans([await backend.identify(leaky_here.image)], []) == 0
     assert layers.drop_orphans([], [layer.name]) == 0
     assert layers.drop_orphans([], []) == 1
     assert list((tmp_path / "store/history").iterdir()) == []

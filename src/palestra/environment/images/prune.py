@@ -11,6 +11,7 @@ from pathlib import Path
 from palestra.environment.images.layers import num_bytes_below
 from palestra.environment.images.locks import locked
 from palestra.environment.sandboxes.images import ImageStore, UnpackedImage
+from palestra.environment.sandboxes.prepared import PreparedLayers, identity_of
 
 SETTLED_S = 600.0
 """An image that was used this recently may be about to carry a sandbox."""
@@ -63,6 +64,8 @@ async def prune(
         HostError: images are being pulled into the store.
     """
     if not (store.folder / "l").is_dir():
+        if not dry_run:
+            _drop_prepared(store, in_use)
         return Pruned(images=(), num_layers=0, num_bytes=0)
     async with locked(store.lock, timeout_s=_LOCK_TIMEOUT_S):
         doomed = _choose(store, plan, set(in_use()))
@@ -74,9 +77,15 @@ async def prune(
         num_bytes = sum(map(num_bytes_below, orphans))
         if not dry_run:
             _remove(store, orphans)
+            _drop_prepared(store, in_use)
     return Pruned(
         images=tuple(image.name for image in doomed), num_layers=len(orphans), num_bytes=num_bytes
     )
+
+
+def _drop_prepared(store: ImageStore, in_use: Callable[[], Collection[str]]) -> None:
+    identities = set(map(identity_of, store.all()))
+    PreparedLayers(store.folder).drop_orphans(identities, in_use())
 
 
 def _choose(store: ImageStore, plan: PrunePlan, in_use: set[str]) -> list[UnpackedImage]:

@@ -299,7 +299,8 @@ class BubblewrapBackend:
                 await copy_written(self._written_folder(sandbox), folder)
             return seal
 
-        return await layers.get(layer_key(spec, identity_of(image)), build, image=image.name)
+        identity = identity_of(image)
+        return await layers.get(layer_key(spec, identity), build, identity=identity)
 
     def _written_folder(self, sandbox: BubblewrapSandbox) -> Path:
         """Where the host sees what a sandbox has written, in the inner bwrap's namespace."""

@@ -11,13 +11,14 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from palestra.environment.images.locks import locked
-from palestra.environment.sandboxes.history import HIDE_TIMEOUT_S, Seal
+from palestra.environment.sandboxes.history import HIDE_TIMEOUT_S, PROCEDURE, Seal
 from palestra.environment.sandboxes.images import UnpackedImage
 from palestra.environment.sandboxes.unpack import OPAQUE_XATTR
 from palestra.errors import HostError, UnverifiedHistory
@@ -46,14 +47,14 @@ class PreparedLayers:
         self._folder = store / "history"
 
     async def get(
-        self, key: str, build: Callable[[Path], Awaitable[Seal]], *, image: str
+        self, key: str, build: Callable[[Path], Awaitable[Seal]], *, identity: str
     ) -> PreparedLayer:
         """The layer of ``key``; ``build`` fills an empty folder if there is none yet.
 
         Args:
             key: says all that makes the layer.
             build: fills the folder and tells its seal.
-            image: whose layer it is, for :meth:`drop_orphans`.
+            identity: of the image that it is made from, for :meth:`drop_orphans`.
 
         Raises:
             HostError: it cannot be written, or somebody else works on it for too long.
@@ -66,29 +67,43 @@ class PreparedLayers:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Whoever dies in the middle loses the lock, and the next does it again.
             async with locked(self._folder / f"{key}.lock", timeout_s=HIDE_TIMEOUT_S):
-                return self._find(key) or await self._make(key, build, image)
+                return self._find(key) or await self._make(key, build, identity)
         except OSError as error:
             raise HostError.from_os(error, doing="cannot prepare an image") from error
 
-    def drop_orphans(self, images: Collection[str], in_use: Collection[str]) -> int:
-        """Remove the layers of images that are not in the store any more; return how many.
+    def drop_orphans(self, identities: Collection[str], in_use: Collection[str]) -> int:
+        """Remove the layers that no image of the store can use any more; return how many.
 
         Args:
-            images: names of those that are.
+            identities: of the images that are in the store (:func:`identity_of`).
             in_use: keys of layers on which live sandboxes stand.
         """
         num_dropped = 0
         for owner in self._folder.glob("*.image"):
             key = owner.stem
-            if owner.read_text(encoding="utf-8") not in images and key not in in_use:
+            if key not in in_use and not self._is_wanted(key, owner.read_text(), identities):
                 for path in (self._seal(key), owner, self._folder / f"{key}.lock"):
                     path.unlink(missing_ok=True)
-                doomed = self._folder / f"{_NEW}{secrets.token_hex(8)}"
-                with suppress(FileNotFoundError):
-                    (self._folder / key).rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                self._remove(self._folder / key)
                 num_dropped += 1
+        for left in self._folder.glob(f"{_NEW}*"):
+            if time.time() - left.stat().st_mtime > 2 * HIDE_TIMEOUT_S:
+                self._remove(left)
         return num_dropped
+
+    def _is_wanted(self, key: str, identity: str, identities: Collection[str]) -> bool:
+        try:
+            found = self._find(key)
+        except UnverifiedHistory:
+            return False
+        return found is not None and found.seal.procedure == PROCEDURE and identity in identities
+
+    def _remove(self, layer: Path) -> None:
+        # Renamed first: nobody may find a layer that is half gone.
+        doomed = self._folder / f"{_NEW}{secrets.token_hex(8)}"
+        with suppress(FileNotFoundError):
+            layer.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def _find(self, key: str) -> PreparedLayer | None:
         try:
@@ -100,7 +115,7 @@ class PreparedLayers:
         return PreparedLayer(folder=self._folder / key, seal=seal)
 
     async def _make(
-        self, key: str, build: Callable[[Path], Awaitable[Seal]], image: str
+        self, key: str, build: Callable[[Path], Awaitable[Seal]], identity: str
     ) -> PreparedLayer:
         layer, temporary = self._folder / key, self._folder / f"{_NEW}{key}"
         for left in (layer, temporary):
@@ -114,7 +129,7 @@ class PreparedLayers:
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, temporary, ignore_errors=True)
             raise
-        (self._folder / f"{key}.image").write_text(image, encoding="utf-8")
+        (self._folder / f"{key}.image").write_text(identity)
         draft = self._folder / f"{_NEW}{key}.json"
         draft.write_bytes(seal.to_bytes())
         draft.rename(self._seal(key))
