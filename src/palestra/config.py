@@ -125,6 +125,9 @@ class AgentSection(Section):
         description="swebench_backticks, swebench (tool calls), kata, or a mini-swe-agent YAML.",
     )
     step_limit: int = Field(250, gt=0, description="Model calls in one episode.")
+    token_limit: int = Field(
+        0, ge=0, description="Tokens of all answers in one episode, as the policy counts; 0: any."
+    )
     collapse_limit: int = Field(
         0, ge=0, description="End the episode after this many equal commands in a row; 0: never."
     )

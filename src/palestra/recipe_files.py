@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,6 +50,20 @@ def parse_recipe(
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def change_recipe(recipe: Recipe, changes: Mapping[str, Any], *, origin: str) -> Recipe:
+    """Lay values over a recipe, by ``section.key``; ``None`` leaves what is there.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    data = recipe.model_dump()
+    for key, value in changes.items():
+        if value is not None:
+            section, leaf = key.split(".")
+            data[section][leaf] = value
+    return parse_recipe(data, origin=origin)
 
 
 def recipe_keys(

@@ -72,6 +72,21 @@ async def test_the_step_limit_ends_it() -> None:
     assert result.submission is None
 
 
+async def test_the_token_limit_ends_it_before_the_next_query() -> None:
+    # Each answer of the scripted server says that it has one token.
+    result, model = await play(mini(token_limit=3), block("true"), "no block", block("true"))
+    assert (result.exit, result.num_turns, len(model.requests)) == (AgentExit.TOKEN_LIMIT, 3, 3)
+    assert [m.role for m in result.messages] == ["system", *["user", "assistant"] * 3, "user"]
+
+
+async def test_a_token_limit_needs_a_policy_that_counts() -> None:
+    silent = ScriptedReply(text=block("true"), body={"usage": None})
+    with pytest.raises(ModelUnavailable, match="do not say how many tokens"):
+        await play(mini(token_limit=3), silent)
+    result, _ = await play(mini(), silent, block(SUBMIT))
+    assert result.exit is AgentExit.SUBMITTED
+
+
 async def test_format_errors_in_a_row_end_it_and_its_answers_are_kept() -> None:
     result, _ = await play(mini(max_format_errors=2), "x", block("true"), "y", "z")
     assert (result.exit, result.num_turns, result.num_tool_calls) == (AgentExit.MALFORMED, 4, 1)

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from palestra.cli.loop import run_until_stopped
 from palestra.cli.terminal import say
 from palestra.config import AgentName, Recipe, SandboxName
 from palestra.errors import SandboxUnavailable
-from palestra.recipe_files import load_recipe, parse_recipe
+from palestra.recipe_files import change_recipe, load_recipe
 
 if TYPE_CHECKING:
     from palestra.environment.sandboxes.choose import Choice
@@ -72,7 +72,7 @@ def serve(
     from palestra.run.gym_env import find_gym_env
     from palestra.run.serve import ServeOptions, serve_environment
 
-    settings = _settings(
+    settings = change_recipe(
         load_recipe(recipe) if recipe else Recipe(),
         {
             "agent.name": agent,
@@ -89,6 +89,7 @@ def serve(
             "environment.step_timeout_s": step_timeout,
             "environment.eval_timeout_s": eval_timeout,
         },
+        origin="options",
     )
 
     chosen: list[Choice] = []
@@ -135,15 +136,6 @@ def _announce(ready_fd: int | None, line: bytes) -> None:
         with suppress(OSError):
             os.write(ready_fd, line)
             os.close(ready_fd)
-
-
-def _settings(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    data = recipe.model_dump()
-    for key, value in changes.items():
-        if value is not None:
-            section, leaf = key.split(".")
-            data[section][leaf] = value
-    return parse_recipe(data, origin="options")
 
 
 async def _end_of_stdin() -> None:

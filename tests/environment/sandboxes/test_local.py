@@ -49,6 +49,15 @@ async def test_a_task_with_an_image_is_refused(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_prompt_sets_startup_file_is_not_the_hosts(tmp_path: Path) -> None:
+    startup = tmp_path / "bashrc"
+    startup.write_text("echo read by every bash\n")
+    env = {"BASH_ENV": str(startup), "ENV": str(startup), "KEPT": "yes"}
+    spec = SandboxSpec(image=HOST_IMAGE, workdir="/w", env=env)
+    async with LocalBackend(state_dir=tmp_path).start(spec) as box:
+        assert (await box.run('echo "$KEPT"', timeout_s=30)).output == "yes\n"
+
+
 async def test_files_that_cannot_all_exist(tmp_path: Path) -> None:
     files = (TaskFile(path="a", text=""), TaskFile(path="a/b", text=""))
     backend = LocalBackend(state_dir=tmp_path)

@@ -96,6 +96,7 @@ class MiniAgent:
                     self._prompts,
                     tally,
                     step_limit=self._section.step_limit,
+                    token_limit=self._section.token_limit,
                     max_format_errors=self._section.max_format_errors,
                 )
                 ended: AgentExit = loop.work_on(task.problem_statement)

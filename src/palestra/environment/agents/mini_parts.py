@@ -24,7 +24,7 @@ from palestra.environment.agents.model_client import Completion, ModelClient
 from palestra.environment.agents.prompt_set import DEFAULT_ACTION_REGEX, PromptSet
 from palestra.environment.agents.protocol import AgentExit
 from palestra.environment.sandboxes.protocol import CommandResult, Sandbox
-from palestra.errors import ContextOverflow
+from palestra.errors import ContextOverflow, ModelUnavailable
 
 SUBMIT_LINE = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 _KEPT_ROLES = frozenset({"system", "user", "assistant", "tool"})
@@ -41,10 +41,19 @@ class Tally:
 
     num_turns: int = 0
     num_tool_calls: int = 0
+    num_tokens: int | None = 0  # of all answers; unknown once an answer did not say
     model_s: float = 0.0
     env_s: float = 0.0
     submission: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_turn(self, num_tokens: int | None) -> None:
+        """Count one answer, and its tokens where it says how many they are."""
+        self.num_turns += 1
+        if self.num_tokens is None or num_tokens is None:
+            self.num_tokens = None
+        else:
+            self.num_tokens += num_tokens
 
 
 class PolicyModel:
@@ -75,7 +84,7 @@ class PolicyModel:
             completion = self._bridge.call(lambda: self._client.complete(sent, **self._extra))
         finally:
             self._tally.model_s += time.monotonic() - started_s
-        self._tally.num_turns += 1
+        self._tally.add_turn(completion.num_tokens)
         return {**completion.message, "extra": {"actions": self._actions(completion)}}
 
     def format_message(self, **message: Any) -> dict[str, Any]:
@@ -248,6 +257,7 @@ class Loop(DefaultAgent):  # type: ignore[misc]  # minisweagent is untyped
         tally: Tally,
         *,
         step_limit: int,
+        token_limit: int,
         max_format_errors: int,
     ) -> None:
         super().__init__(
@@ -261,6 +271,26 @@ class Loop(DefaultAgent):  # type: ignore[misc]  # minisweagent is untyped
         )
         self._prompts = prompts
         self._tally = tally
+        self._token_limit = token_limit
+
+    def query(self) -> dict[str, Any]:
+        """Ask the policy, if there are tokens left.
+
+        Raises:
+            LimitsExceeded: there are none, or no steps.
+            ModelUnavailable: there is a limit, and the policy does not count.
+        """
+        if self._token_limit:
+            used = self._tally.num_tokens
+            if used is None:
+                raise ModelUnavailable(
+                    "the policy's answers do not say how many tokens they are (usage)",
+                    hint="set agent.token_limit to 0",
+                )
+            if used >= self._token_limit:
+                raise LimitsExceeded(_exit_message(AgentExit.TOKEN_LIMIT))
+        message: dict[str, Any] = super().query()
+        return message
 
     def save(self, path: object, *_: dict[str, Any]) -> dict[str, Any]:
         """Do nothing: it serialises the whole conversation, and nobody reads it."""
@@ -287,6 +317,7 @@ class Loop(DefaultAgent):  # type: ignore[misc]  # minisweagent is untyped
 _EXITS = {
     AgentExit.SUBMITTED.value: AgentExit.SUBMITTED,
     AgentExit.COLLAPSED.value: AgentExit.COLLAPSED,
+    AgentExit.TOKEN_LIMIT.value: AgentExit.TOKEN_LIMIT,
     LimitsExceeded.__name__: AgentExit.STEP_LIMIT,
     "RepeatedFormatError": AgentExit.MALFORMED,
 }

@@ -48,11 +48,19 @@ class CompletionToolCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One answer of the policy; ``message`` is sent back with the next request as it came."""
+    """One answer of the policy.
+
+    Attributes:
+        message: is sent back with the next request as it came.
+        finish_reason: as it came.
+        tool_calls: of the message.
+        num_tokens: of the answer, without the prompt; ``None`` where it does not say.
+    """
 
     message: Mapping[str, Any]
     finish_reason: str | None
     tool_calls: tuple[CompletionToolCall, ...]
+    num_tokens: int | None = None
 
     @property
     def content(self) -> str:
@@ -201,7 +209,18 @@ def _completion(answer: Mapping[str, Any]) -> Completion | None:
         message.pop("tool_calls", None)
         message.setdefault("content", "")
     message["role"] = "assistant"
-    return Completion(message=message, finish_reason=choice.get("finish_reason"), tool_calls=calls)
+    return Completion(
+        message=message,
+        finish_reason=choice.get("finish_reason"),
+        tool_calls=calls,
+        num_tokens=_num_tokens(answer),
+    )
+
+
+def _num_tokens(answer: Mapping[str, Any]) -> int | None:
+    usage = answer.get("usage")
+    number = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+    return number if isinstance(number, int) else None
 
 
 def _tool_call(call: Mapping[str, Any]) -> CompletionToolCall:

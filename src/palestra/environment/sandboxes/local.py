@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from palestra.records import HOST_IMAGE
 
 _CHECK_TIMEOUT_S = 30.0
 _OWNER_FILE = "owner"
+_STARTUP_FILES = ("BASH_ENV", "ENV")
 _GIT_SETTINGS = (
     "[user]\n\tname = root\n\temail = root@sandbox\n"
     "[init]\n\tdefaultBranch = main\n[safe]\n\tdirectory = *\n"
@@ -100,7 +101,7 @@ class LocalBackend:
         sandbox = LocalSandbox(
             sandbox_id=sandbox_id,
             root=root,
-            env={**_environment(root), **spec.env, MARK: sandbox_id},
+            env={**_environment(root), **_without_startup_files(spec.env), MARK: sandbox_id},
             limits=spec.limits,
         )
         try:
@@ -148,6 +149,11 @@ def _lay_out(root: Path, spec: SandboxSpec) -> None:
         raise HostError.from_os(error, doing="cannot make a local sandbox") from error
     except ValueError as error:
         raise ImageError(f"the task's files make no repository: {error}") from None
+
+
+def _without_startup_files(env: Mapping[str, str]) -> dict[str, str]:
+    """They are meant to be an image's; here they would be the host's, read at every command."""
+    return {name: value for name, value in env.items() if name not in _STARTUP_FILES}
 
 
 def _environment(root: Path) -> dict[str, str]:
