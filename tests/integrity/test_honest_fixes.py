@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from test_planted_files import added, pytest_archive
+from toy_repository import added, pytest_archive
 
 from palestra.config import EnvironmentSection
 from palestra.environment.agents.noop import NoopAgent
