@@ -24,6 +24,12 @@ diff --git a/calc.py b/calc.py
 +    return a + b
 """
 
+EVAL_SCRIPT = """\
+: '>>>>> Start Test Output'
+pytest -rA test_calc.py
+: '>>>>> End Test Output'
+"""
+
 
 def make_task(instance_id: str = "toy__calc-1", *, gold_patch: str = GOLD) -> Task:
     return Task(
@@ -36,7 +42,7 @@ def make_task(instance_id: str = "toy__calc-1", *, gold_patch: str = GOLD) -> Ta
         pass_to_pass=("test_calc.py::test_kept",),
         gold_patch=gold_patch,
         test_patch="",
-        eval_script="true",
+        eval_script=EVAL_SCRIPT,
         log_parser="parse_log_pytest",
         files=(TaskFile(path="calc.py", text="def add(a, b):\n    return a - b\n"),),
     )

@@ -44,6 +44,19 @@ async def test_in_order_never_twice_and_some_at_a_time() -> None:
     assert list(prefetcher.failures) == ["bad"]
 
 
+async def test_what_failed_is_tried_again_when_it_is_wanted_again() -> None:
+    source = SlowSource()
+    source.gate.set()
+    async with Prefetcher(source.ensure) as prefetcher:
+        prefetcher.want(["bad", "a"])
+        await prefetcher.idle()
+        prefetcher.want(["bad", "a"])
+        assert prefetcher.failures == {}
+        await prefetcher.idle()
+    assert source.begun == ["bad", "a", "bad"]
+    assert list(prefetcher.failures) == ["bad"]
+
+
 async def test_leaving_stops_what_runs() -> None:
     source = SlowSource()
     async with Prefetcher(source.ensure, num_at_once=2) as prefetcher:

@@ -30,10 +30,12 @@ class SlowImages(FakeSandboxBackend):
         self.let_in = asyncio.Event()
         self.error: Exception | None = None
         self.asked: list[str] = []
+        self.is_silent = False
 
     async def ensure_image(self, image: str, on_progress: OnProgress) -> None:
         self.asked.append(image)
-        on_progress(ImageProgress(done_bytes=43, total_bytes=100, seconds_left=118))
+        if not self.is_silent:
+            on_progress(ImageProgress(done_bytes=43, total_bytes=100, seconds_left=118))
         await self.let_in.wait()
         if self.error is not None:
             raise self.error
@@ -190,3 +192,17 @@ async def test_what_comes_next_is_brought_ahead() -> None:
         server.prefetch(PrefetchRequest(instance_ids=("stranger",)))
     await server.aclose()
     assert server.status()["prefetch"]["pulling"] == {}
+
+
+async def test_an_episode_that_waits_for_what_is_brought_ahead_says_how_far_that_is() -> None:
+    backend = SlowImages()
+    server = service(backend)
+    server.prefetch(PrefetchRequest(images=(make_task().image,)))
+    await until(lambda: bool(backend.asked), what="it is brought ahead")
+    backend.is_silent = True
+    asked = asyncio.create_task(answer(server))
+    await until(lambda: len(backend.asked) == 2, what="the episode waits for it")
+    (episode,) = server.status()["episodes"]
+    assert (episode["stage"], episode["detail"]) == ("image", "pulling, 43 %, 2 min left")
+    backend.let_in.set()
+    assert (await asked).reward == 1.0

@@ -45,9 +45,12 @@ class Prefetcher:
         return dict(self._failures)
 
     def want(self, images: Iterable[str]) -> None:
-        """Bring ``images``, the first one first, after those wanted before; none twice."""
+        """Bring ``images``, the first one first, after those wanted before.
+
+        None comes twice, but one that failed is tried again.
+        """
         for image in images:
-            if image not in self._seen:
+            if image not in self._seen or self._failures.pop(image, None) is not None:
                 self._seen.add(image)
                 self._waiting.append(image)
         while self._waiting and len(self._running) < self._num_at_once:

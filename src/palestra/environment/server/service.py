@@ -25,12 +25,14 @@ from palestra.environment.server.endpoints import (
 )
 from palestra.environment.server.metrics import ServerMetrics
 from palestra.environment.server.queue import FairQueue
+from palestra.environment.server.reach import reach
 from palestra.environment.server.repeats import KeyReused, Repeats
 from palestra.errors import QueueTimeout
 from palestra.records import EpisodeResult, Task
-from palestra.wire import PrefetchRequest, RunRequest
+from palestra.wire import PrefetchRequest, ReachResponse, RunRequest
 
 QUEUED = "queued"
+IMAGE = "image"
 
 
 class ServerStopping(Exception):
@@ -43,6 +45,7 @@ class _Live:
 
     episode_id: str
     instance_id: str
+    image_name: str
     began_s: float
     stage: str = QUEUED
     image: ImageProgress | None = None
@@ -54,13 +57,16 @@ class _Live:
     def note_image(self, progress: ImageProgress) -> None:
         self.image = progress
 
-    def describe(self, now_s: float) -> dict[str, Any]:
+    def describe(self, now_s: float, ahead: Mapping[str, ImageProgress]) -> dict[str, Any]:
+        image = self.image
+        if image is None and self.stage == IMAGE:
+            image = ahead.get(self.image_name)  # it waits for what is being brought ahead
         return {
             "id": self.episode_id,
             "instance_id": self.instance_id,
             "stage": self.stage,
             "seconds": round(now_s - self.began_s, 3),
-            **({"detail": pulling(self.image)} if self.image else {}),
+            **({"detail": pulling(image)} if image else {}),
         }
 
 
@@ -111,6 +117,10 @@ class EpisodeService:
         """Name of the configured policy."""
         return self._policy.model_name
 
+    async def reach(self, url: str) -> ReachResponse:
+        """Whether episodes could reach the policy at ``url``."""
+        return await reach(url, allow_hosts=self._section.allow_hosts)
+
     async def answer(
         self, request: RunRequest, *, idempotency_key: str | None = None, client: str = ""
     ) -> bytes:
@@ -142,15 +152,14 @@ class EpisodeService:
     def status(self) -> dict[str, Any]:
         """Live episodes by stage, the queue, and totals by outcome."""
         now_s = time.monotonic()
+        ahead = self._prefetcher.progress
         return {
-            "episodes": [live.describe(now_s) for live in self._live],
+            "episodes": [live.describe(now_s, ahead) for live in self._live],
             "stages": self._stages(),
             "queue_length": sum(live.stage == QUEUED for live in self._live),
             "concurrency": self._section.concurrency,
             "prefetch": {
-                "pulling": {
-                    image: pulling(now) for image, now in self._prefetcher.progress.items()
-                },
+                "pulling": {image: pulling(now) for image, now in ahead.items()},
                 "failed": {image: str(error) for image, error in self._prefetcher.failures.items()},
             },
             "totals": dict(self._totals),
@@ -242,6 +251,7 @@ class EpisodeService:
         live = _Live(
             episode_id=secrets.token_hex(8),
             instance_id=task.instance_id,
+            image_name=task.image,
             began_s=time.monotonic(),
         )
         self._live[live] = asyncio.current_task()
