@@ -302,7 +302,10 @@ async def episode(backend: BubblewrapBackend, agent: Agent, task: Task) -> Episo
 
 
 def with_test(task: Task, name: str) -> Task:
-    return replace(task, fail_to_pass=(f"{TEST_FILE}::test_{name}",))
+    """The task of one fault; its script runs that test and the one that always passes."""
+    flips = f"{TEST_FILE}::test_{name}"
+    script = task.eval_script.replace(f" {TEST_FILE} 2>&1", f" {task.pass_to_pass[0]} {flips} 2>&1")
+    return replace(task, fail_to_pass=(flips,), eval_script=script)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
