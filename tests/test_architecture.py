@@ -19,6 +19,7 @@ ROOF = {"run", "report", "cli"}
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
 LONGER: dict[str, str] = {  # "path" or "path:function" → the reason
+    "cli/data.py:prepare": "its lines are the options and their help",
     "cli/evaluate.py:evaluate": "its lines are the options and their help",
     "cli/serve.py:serve": "its lines are the options and their help",
 }
@@ -100,6 +101,8 @@ def test_functions_and_files_stay_small(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_no_forbidden_habits(path: Path) -> None:
     assert path.name not in {"utils.py", "helpers.py", "misc.py", "common.py"}
+    if path.parent.name == "witness":
+        return  # programs for the sandboxes of tasks, where they take themselves off the path
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

@@ -162,6 +162,20 @@ class EngineSection(Section):
     )
 
 
+class GatewaySection(Section):
+    """Where the environment reaches the policy."""
+
+    host: str | None = Field(
+        None,
+        description="Address to listen on; none: loopback, or with a named environment server "
+        "the address of this machine that faces it.",
+    )
+    port: int = Field(0, ge=0, le=65535, description="Port; 0: any free one.")
+    public_url: str | None = Field(
+        None, description="URL under which the environment server sees the gateway, if another."
+    )
+
+
 class SamplingSection(Section):
     """How training rollouts are sampled."""
 
@@ -314,6 +328,7 @@ class Recipe(Section):
     grading: GradingSection = GradingSection()
     model: ModelSection = ModelSection()
     engine: EngineSection = EngineSection()
+    gateway: GatewaySection = GatewaySection()
     sampling: SamplingSection = SamplingSection()
     rollouts: RolloutsSection = RolloutsSection()
     training: TrainingSection = TrainingSection()

@@ -148,8 +148,7 @@ class Verdict:
     patch_applied: bool
     fail_to_pass: TestSplit
     pass_to_pass: TestSplit
-    statuses: Mapping[str, str]
-    """Every test that the log names → PASSED, FAILED, ERROR, SKIPPED or XFAIL."""
+    statuses: Mapping[str, str]  # test → PASSED, FAILED, ERROR, SKIPPED or XFAIL
     log: str = field(repr=False)
     duration_s: float
     refused: tuple[RefusedPart, ...] = ()  # what the patch policy left out

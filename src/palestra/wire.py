@@ -81,6 +81,21 @@ class PrefetchRequest(BaseModel):
     """Of tasks that the server was started with."""
 
 
+class ReachRequest(BaseModel):
+    """Body of ``POST /reach``: can the environment server reach this policy endpoint?"""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+
+
+class ReachResponse(BaseModel):
+    """Answer of ``POST /reach``."""
+
+    reachable: bool
+    error: str | None = None
+
+
 class RunResponse(BaseModel):
     """Answer of ``POST /run``."""
 

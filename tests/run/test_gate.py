@@ -18,7 +18,7 @@ from palestra.environment.grading.certificates import (
 from palestra.errors import TaskError
 from palestra.recipe_files import parse_recipe
 from palestra.records import HOST_IMAGE, Task
-from palestra.run.environment import URL_VARIABLE
+from palestra.run.addresses import URL_VARIABLE
 from palestra.run.gate import Ground, conditions_of, refused, require_certificates
 
 ORIGIN = Path("real.toml")

@@ -12,6 +12,7 @@ import palestra
 from palestra.cli import data, images
 from palestra.cli.certify import certify_tasks
 from palestra.cli.demo import demo
+from palestra.cli.doctor import doctor
 from palestra.cli.evaluate import evaluate
 from palestra.cli.report import report
 from palestra.cli.serve import serve
@@ -33,6 +34,7 @@ app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
 app.command("certify")(certify_tasks)
 app.command("report")(report)
+app.command("doctor")(doctor)
 app.command("serve")(serve)
 app.add_typer(data.app, name="data")
 app.add_typer(images.app, name="images")

@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 from palestra.config import EnvironmentSection
 from palestra.errors import EnvironmentUnavailable, HostError
+from palestra.run.addresses import named_url
 from palestra.run.announcement import Announcement, parse_line
 from palestra.run.directory import RunDirectory
 
-URL_VARIABLE = "SWE_AGENT_GYM_URL"
 START_TIMEOUT_S = 180.0  # each backend's trial start has a limit of its own
 STOP_TIMEOUT_S = 20.0
 
@@ -41,9 +41,9 @@ async def environment_url(
         SandboxUnavailable: the own server can start no sandbox.
         EnvironmentUnavailable: it did not come up for another reason.
     """
-    named = section.url or os.environ.get(URL_VARIABLE)
-    if named:
-        yield named.rstrip("/")
+    named = named_url(section)
+    if named is not None:
+        yield named
         return
     async with _child_server(run) as announcement:
         on_start(announcement)

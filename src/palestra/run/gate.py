@@ -27,7 +27,7 @@ from palestra.environment.sandboxes.choose import choose_backend
 from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.errors import ImageError, TaskError
 from palestra.records import Task
-from palestra.run.environment import URL_VARIABLE
+from palestra.run.addresses import URL_VARIABLE
 from palestra.run.places import images_folder, state_folder
 from palestra.tasks.katas.spec import PREFIX
 

@@ -17,6 +17,7 @@ from palestra.policy.gateway import Gateway, running_gateway
 from palestra.policy.rendering import load_renderer
 from palestra.policy.tiny import make_tiny_model
 from palestra.records import SamplingParams, Task
+from palestra.run.addresses import LOOPBACK
 from palestra.tasks.katas import demonstration
 
 TINY = "tiny"
@@ -67,9 +68,9 @@ def local_engine(folder: Path, recipe: Recipe) -> LocalEngine:
 
 @asynccontextmanager
 async def serving(
-    engine: Engine, tokenizer: Any, recipe: Recipe, *, name: str
+    engine: Engine, tokenizer: Any, recipe: Recipe, *, name: str, host: str = LOOPBACK
 ) -> AsyncIterator[str]:
-    """Serve ``engine`` through a gateway on a free port; yields its root URL."""
+    """Serve ``engine`` through a gateway on ``host``; yields its root URL."""
     gateway = Gateway(
         engine,
         load_renderer(recipe.model.renderer, tokenizer),
@@ -82,7 +83,9 @@ async def serving(
             max_new_tokens=recipe.sampling.max_new_tokens,
         ),
     )
-    async with running_gateway(gateway) as url:
+    async with running_gateway(
+        gateway, host=host, port=recipe.gateway.port, public_url=recipe.gateway.public_url
+    ) as url:
         yield url
 
 

@@ -27,6 +27,7 @@ from palestra.learning.rollouts.task_order import TaskOrder
 from palestra.learning.training import Checkpoint, CheckpointStore, Trainer
 from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
+from palestra.run.addresses import gateway_host, named_url
 from palestra.run.announcement import Announcement
 from palestra.run.directory import RunDirectory
 from palestra.run.environment import environment_url
@@ -91,7 +92,9 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             checkpoint = await asyncio.to_thread(_first_checkpoint, trainer, store)
         progress = Progress.from_wire(checkpoint.progress)
         engine = await stack.enter_async_context(local_engine(checkpoint.model, recipe))
-        gateway = await stack.enter_async_context(_gateway(engine, checkpoint.model, recipe))
+        gateway = await stack.enter_async_context(
+            _gateway(engine, checkpoint.model, recipe, environment)
+        )
         collector = RolloutCollector(
             environment,
             gateway,
@@ -156,11 +159,15 @@ async def _environment(
 
 
 @asynccontextmanager
-async def _gateway(engine: Engine, folder: Path, recipe: Recipe) -> AsyncIterator[GatewayClient]:
+async def _gateway(
+    engine: Engine, folder: Path, recipe: Recipe, environment: EnvironmentClient
+) -> AsyncIterator[GatewayClient]:
+    host = gateway_host(recipe.gateway, named_url(recipe.environment))
     async with (
-        serving(engine, load_tokenizer(folder), recipe, name="policy") as url,
+        serving(engine, load_tokenizer(folder), recipe, name="policy", host=host) as url,
         GatewayClient(url) as client,
     ):
+        await environment.reach(f"{recipe.gateway.public_url or url}/v1")
         yield client
 
 

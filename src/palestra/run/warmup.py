@@ -15,6 +15,7 @@ from palestra.learning.rollouts.protocol import Environment
 from palestra.learning.training import Trainer, warm_start
 from palestra.policy.engines.scripted import ScriptedEngine
 from palestra.records import Outcome, Task, TokenPath
+from palestra.run.addresses import gateway_host, named_url
 from palestra.run.demonstrations import teacher
 from palestra.run.policy import serving
 from palestra.run.watching import Watcher
@@ -75,8 +76,9 @@ class Warmup:
             stop_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             max_context=self._recipe.model.max_context,
         )
+        host = gateway_host(self._recipe.gateway, named_url(self._recipe.environment))
         async with (
-            serving(engine, tokenizer, self._recipe, name="teacher") as url,
+            serving(engine, tokenizer, self._recipe, name="teacher", host=host) as url,
             GatewayClient(url) as gateway,
         ):
             collector = RolloutCollector(

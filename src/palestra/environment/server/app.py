@@ -15,7 +15,7 @@ from palestra.environment.server.metrics import CONTENT_TYPE
 from palestra.environment.server.repeats import Stopped
 from palestra.environment.server.service import EpisodeService, ServerStopping
 from palestra.serving import ClientGone, while_connected
-from palestra.wire import PrefetchRequest, RunRequest
+from palestra.wire import PrefetchRequest, ReachRequest, RunRequest
 
 Result = TypeVar("Result")
 
@@ -59,6 +59,11 @@ def create_app(service: EpisodeService, *, token: str | None = None) -> FastAPI:
     async def prefetch(request: Request) -> Response:
         wanted = PrefetchRequest.model_validate_json(await request.body())
         return _json({"num_images": service.prefetch(wanted)}, status=202)
+
+    @app.post("/reach")
+    async def reach_policy(request: Request) -> Response:
+        wanted = ReachRequest.model_validate_json(await request.body())
+        return _json((await service.reach(wanted.url)).model_dump())
 
     @app.get("/health")
     async def health() -> Response:

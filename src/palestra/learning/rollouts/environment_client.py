@@ -14,7 +14,7 @@ from palestra.learning.rollouts.foreign import episode_from_foreign
 from palestra.learning.rollouts.http import Peer, detail
 from palestra.records import EpisodeResult, Task
 from palestra.tasks.rows import task_to_row
-from palestra.wire import RunResponse, episode_from_wire
+from palestra.wire import ReachResponse, RunResponse, episode_from_wire
 
 # A broken connection is worth one more try under the same idempotency key: the
 # server answers with the episode that is already running.
@@ -60,6 +60,32 @@ class EnvironmentClient:
             ConfigError: it refuses the token.
         """
         self._peer.json(await self._peer.request("GET", "/health"))
+
+    async def reach(self, url: str) -> None:
+        """Have the server try to reach the policy at ``url``.
+
+        A server of another make that knows nothing of it is believed.
+
+        Args:
+            url: OpenAI base URL, ending in ``/v1``.
+
+        Raises:
+            EnvironmentUnavailable: it cannot, or it cannot be asked; says which address failed.
+            ConfigError: it refuses the token.
+        """
+        response = await self._peer.request("POST", "/reach", body={"url": url})
+        if response.status_code in _NO_SUCH_CALL:
+            return
+        try:
+            answer = ReachResponse.model_validate(self._peer.json(response))
+        except ValidationError:
+            raise self._peer.failure("answered nonsense when asked to reach the policy") from None
+        if not answer.reachable:
+            raise EnvironmentUnavailable(
+                f"the environment server at {self.address} cannot reach the policy at {url}: "
+                f"{answer.error}",
+                hint="gateway.host and gateway.public_url name the address that it shall use",
+            )
 
     async def run(
         self,

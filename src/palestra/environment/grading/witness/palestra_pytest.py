@@ -197,9 +197,9 @@ class Witness:
     def _check_equality(self):
         for cls in set(classes()):
             code = getattr(vars(cls).get("__eq__"), "__code__", None)
-            if code and os.path.realpath(code.co_filename) in self._patched:
-                if equals_anything(cls):
-                    self._find("%s of the patch equals anything" % cls.__name__)
+            is_patched = code and os.path.realpath(code.co_filename) in self._patched
+            if is_patched and equals_anything(cls):
+                self._find("%s of the patch equals anything" % cls.__name__)
 
     def _is_new(self, path):
         try:
