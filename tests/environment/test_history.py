@@ -205,6 +205,16 @@ async def test_the_diff_of_an_agent_is_its_own(leaky: Leaky, tmp_path: Path) -> 
         assert "+fixed" in patch
 
 
+async def test_backends_that_know_nothing_of_each_other_can_prepare_at_once(
+    leaky: Leaky, tmp_path: Path
+) -> None:
+    async def tag() -> str:
+        async with leaky.backend(tmp_path).start(leaky.spec) as sandbox:
+            return await _output(sandbox, "git tag")
+
+    assert await asyncio.gather(tag(), tag(), tag()) == ["v1\n"] * 3
+
+
 async def test_it_is_done_once(leaky: Leaky, tmp_path: Path) -> None:
     backend = leaky.backend(tmp_path)
     await backend.prepare(leaky.spec)

@@ -35,7 +35,6 @@ from palestra.environment.sandboxes.engine_sandbox import EngineSandbox
 from palestra.environment.sandboxes.engine_shell import Ready, shell_arguments
 from palestra.environment.sandboxes.history import (
     HIDING_LIMITS,
-    Seal,
     hide_future,
     verify,
     wants_hiding,
@@ -164,7 +163,7 @@ class EngineBackend:
             await self._reap_once(api)
             prepared = await self._prepared(api, spec) if wants_hiding(spec) else None
             launch = _Launch(api, sandbox_id=secrets.token_hex(6))
-            image = self._named(spec.image) if prepared is None else prepared.name
+            image = self._named(spec.image) if prepared is None else prepared.image_id
             try:
                 sandbox = await self._in_time(launch.start(image, spec))
                 if prepared is not None:
@@ -177,7 +176,7 @@ class EngineBackend:
         return self._host_image if image == HOST_IMAGE else image
 
     async def _prepared(self, api: EngineApi, spec: SandboxSpec) -> PreparedImage:
-        async def build(name: str, labels: Labelling) -> Seal:
+        async def build(name: str, labels: Labelling) -> None:
             bare = SandboxSpec(image=spec.image, workdir=spec.workdir, limits=HIDING_LIMITS)
             launch = _Launch(api, sandbox_id=secrets.token_hex(6))
             try:
@@ -186,7 +185,6 @@ class EngineBackend:
                 await launch.keep(name, labels(seal))
             finally:
                 await uninterrupted(launch.stop())
-            return seal
 
         return await self._hiding.get(api, spec, build)
 

@@ -166,14 +166,15 @@ class EngineApi:
         _ok(answer, "keeping a container as an image")
 
     async def labelled_images(self, label: str) -> list[str]:
-        """Names of all images with ``label``."""
+        """All images with ``label``, by their first names, or their ids where they have none."""
         answer = await self._call(
             "GET",
             "/images/json",
             params={"filters": orjson.dumps({"label": [label]}).decode()},
         )
         rows = orjson.loads(_ok(answer, "listing images").content)
-        return [name for row in rows for name in row.get("RepoTags") or ()]
+        tags = [[t for t in row.get("RepoTags") or () if "<none>" not in t] for row in rows]
+        return [names[0] if names else row["Id"] for names, row in zip(tags, rows, strict=True)]
 
     async def remove_image(self, image: str) -> bool:
         """Remove an image by name; tell whether it went: one in use stays."""

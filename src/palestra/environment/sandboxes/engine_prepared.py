@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from palestra.environment.sandboxes.engine_api import EngineApi
 from palestra.environment.sandboxes.history import PROCEDURE, Seal, layer_key
 from palestra.environment.sandboxes.protocol import SandboxSpec
-from palestra.errors import ImageError, UnverifiedHistory
+from palestra.errors import ImageError, SandboxStartError, UnverifiedHistory
 
 REPOSITORY = "localhost/palestra-history"
 """Under this name the engine keeps prepared images, with their keys as tags."""
@@ -31,16 +31,17 @@ Labelling = Callable[[Seal], Mapping[str, str]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedImage:
-    """The name of a prepared image, and what a sandbox on it must look like."""
+    """The id of a prepared image, and what a sandbox on it must look like."""
 
-    name: str
+    image_id: str
     seal: Seal
 
 
 class PreparedImages:
     """The prepared images of one engine.
 
-    Two processes that make the same one at once do it twice; the later one counts.
+    Two processes that make the same one at once do it twice; the later one counts, and the
+    other is dropped as soon as nobody runs on it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class PreparedImages:
         self,
         api: EngineApi,
         spec: SandboxSpec,
-        build: Callable[[str, Labelling], Awaitable[Seal]],
+        build: Callable[[str, Labelling], Awaitable[object]],
     ) -> PreparedImage:
         """The prepared image for ``spec``; ``build`` makes it if there is none.
 
@@ -68,11 +69,13 @@ class PreparedImages:
         name = f"{REPOSITORY}:{layer_key(spec, source)}"
         async with self._locks.setdefault(name, asyncio.Lock()):
             found = await api.find_image(name)
-            if found is not None:
-                return PreparedImage(name=name, seal=_seal(found.labels))
-            async with self._slots:
-                seal = await build(name, lambda seal: _labels(seal, source))
-            return PreparedImage(name=name, seal=seal)
+            if found is None:
+                async with self._slots:
+                    await build(name, lambda seal: _labels(seal, source))
+                found = await api.find_image(name)
+            if found is None:
+                raise SandboxStartError(f"the engine lost the image {name} that it just made")
+            return PreparedImage(image_id=found.image_id, seal=_seal(found.labels))
 
 
 async def image_id(api: EngineApi, image: str) -> str:
@@ -88,13 +91,17 @@ async def image_id(api: EngineApi, image: str) -> str:
 
 
 async def drop_outdated(api: EngineApi) -> int:
-    """Remove prepared images of another procedure, or whose source is gone; return how many."""
+    """Remove prepared images of another procedure, or whose source or name is gone.
+
+    Returns:
+        How many; one that a container runs on stays for the time being.
+    """
     num_dropped = 0
     for name in await api.labelled_images(SOURCE_LABEL):
         image = await api.find_image(name)
-        if image is None or not name.startswith(f"{REPOSITORY}:"):
+        if image is None:
             continue
-        is_current = image.labels.get(PROCEDURE_LABEL) == str(PROCEDURE)
+        is_current = image.names and image.labels.get(PROCEDURE_LABEL) == str(PROCEDURE)
         source = await api.find_image(image.labels[SOURCE_LABEL])
         if not is_current or source is None or not source.names:
             num_dropped += await api.remove_image(name)
