@@ -161,6 +161,31 @@ async def test_engines_pull_from_loopback(
             await pulls.ensure(api, f"{served.host}/e/none", ignore)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("kind", [DOCKER, PODMAN], ids=["docker", "podman"])
+async def test_engines_ask_a_busy_registry_again(
+    served: Registry, base: bytes, tmp_path: Path, kind: Any, status: int
+) -> None:
+    if not os.environ.get("PALESTRA_TEST_IMAGE"):
+        pytest.skip("$PALESTRA_TEST_IMAGE: no engines")
+    name = f"b/{kind.name}-{status}"
+    write_layout(tmp_path / "layout", [base])
+    served.push(tmp_path / "layout", name)
+    left = itertools.chain([status], itertools.repeat(None))
+    async with (
+        RegistryProxy(
+            served.host, lambda path: next(left) if "/manifests/" in path else None
+        ) as proxy,
+        open_engine(kind) as api,
+    ):
+        image = f"{proxy.host}/{name}:latest"
+        try:
+            await EnginePulls().ensure(api, image, ignore)
+        finally:
+            await _remove_image(kind.name, image)
+    assert proxy.statuses.count(status) >= 1
+
+
 async def _remove_image(engine: str, image: str) -> None:
     process = await asyncio.create_subprocess_exec(
         engine, "rmi", image, stdout=asyncio.subprocess.DEVNULL

@@ -140,7 +140,11 @@ def explain(stderr: str, *, image: str) -> ImageError | HostError:
             f"the registry refuses {image}, or does not have it",
             hint="check its name; log in with skopeo login",
         )
-    return RegistryTrouble(f"cannot fetch {image}: {text}")
+    return RegistryTrouble(
+        f"cannot fetch {image}: {text}",
+        hint="is the registry to be reached from here? "
+        "palestra images add registers a root file system of your own",
+    )
 
 
 def _path(image: str) -> str:

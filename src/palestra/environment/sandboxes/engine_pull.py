@@ -15,7 +15,9 @@ from palestra.errors import HostError, ImageError, RegistryTrouble
 
 _ATTEMPTS = 5
 _FIRST_DELAY_S = 2.0
-_BUSY = re.compile(r"toomanyrequests|429|\b50\d\b|timeout|connection re(set|fused)|EOF", re.I)
+_BUSY = re.compile(
+    r"toomanyrequests|429|\b50\d\b|timeout|connection re(set|fused)|EOF|dial tcp|no such host", re.I
+)
 _UNKNOWN = re.compile(r"manifest unknown|not found|name unknown|does not exist", re.I)
 _REFUSED = re.compile(r"denied|unauthorized|authentication required", re.I)
 _FULL = re.compile(r"no space left|disk quota", re.I)
@@ -99,5 +101,7 @@ def _explain(name: str, text: str) -> ImageError | HostError:
     if _UNKNOWN.search(text):
         return ImageError(f"the registry has no image {name}", hint="check its name and tag")
     if _BUSY.search(text):
-        return RegistryTrouble(f"cannot pull {name}: {text}")
+        return RegistryTrouble(
+            f"cannot pull {name}: {text}", hint="is the registry to be reached from here?"
+        )
     return ImageError(f"cannot pull {name}: {text}")
