@@ -60,9 +60,8 @@ class RegistryProxy:
             self.statuses.append(status)
             # Who is told to wait by the registry itself waits for seconds.
             return Response("busy", status_code=status, headers={"Retry-After": "0"})
-        sent = self._client.build_request(
-            request.method, f"/{path}", headers={"Accept": request.headers.get("accept", "*/*")}
-        )
+        accepts = ", ".join(request.headers.getlist("accept")) or "*/*"
+        sent = self._client.build_request(request.method, f"/{path}", headers={"Accept": accepts})
         answer = await self._client.send(sent, stream=True)
         self.statuses.append(answer.status_code)
         names = ("content-type", "content-length", "docker-content-digest")

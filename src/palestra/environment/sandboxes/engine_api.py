@@ -30,6 +30,7 @@ _CONFLICT = 409
 _REMOVE_POLL_S = 0.05
 _NUM_REMOVE_POLLS = 200
 _NUM_REMOVE_FAILURES = 4
+_NUM_UPLOADS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,14 +230,22 @@ class EngineApi:
         return str(_body(_ok(answer, "creating a container"))["Id"])
 
     async def upload(self, container_id: str, tar: bytes) -> None:
-        """Unpack ``tar`` at the root of a container."""
-        answer = await self._call(
-            "PUT",
-            f"/containers/{container_id}/archive",
-            params={"path": "/"},
-            content=tar,
-            headers={"content-type": "application/x-tar"},
-        )
+        """Unpack ``tar`` at the root of a container.
+
+        Raises:
+            SandboxStartError: the engine refuses again and again.
+        """
+        for _ in range(_NUM_UPLOADS):
+            answer = await self._call(
+                "PUT",
+                f"/containers/{container_id}/archive",
+                params={"path": "/"},
+                content=tar,
+                headers={"content-type": "application/x-tar"},
+            )
+            # Podman unpacks in a child, which on a busy machine now and then does not come up.
+            if not answer.is_server_error:
+                break
         _ok(answer, "laying files into a container")
 
     async def attach(self, container_id: str) -> EngineStream:

@@ -45,8 +45,9 @@ class EnginePulls:
                 failure = await _pull(api, name, on_progress)
                 if failure is None:
                     return
-                if not _BUSY.search(failure) or attempt == _ATTEMPTS - 1:
-                    raise _explain(name, failure)
+                error = _explain(name, failure)
+                if not isinstance(error, RegistryTrouble) or attempt == _ATTEMPTS - 1:
+                    raise error
                 await asyncio.sleep(_FIRST_DELAY_S * 2.0**attempt)
 
 
@@ -100,7 +101,8 @@ def _explain(name: str, text: str) -> ImageError | HostError:
         )
     if _UNKNOWN.search(text):
         return ImageError(f"the registry has no image {name}", hint="check its name and tag")
-    if _BUSY.search(text):
+    # Numbers in the image's own name say nothing.
+    if _BUSY.search(text.replace(name.rpartition(":")[0], "")):
         return RegistryTrouble(
             f"cannot pull {name}: {text}", hint="is the registry to be reached from here?"
         )
