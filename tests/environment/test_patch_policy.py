@@ -93,6 +93,11 @@ def reasons(patch: str, policy: PatchPolicy | None = None) -> list[str]:
         (changed("pyproject.toml"), "a setting of the test tools"),
         (changed("Makefile"), "a setting of the test tools"),
         (changed("bin/test"), "a setting of the test tools"),
+        (changed("setup.py"), "a part of the installation"),
+        (changed("requirements-dev.txt"), "a part of the installation"),
+        (changed("requirements/dev.txt"), "a part of the installation"),
+        (added("wheels/evil-1-py3-none-any.whl"), "a part of the installation"),
+        (changed("pandas/meson.build"), "a part of the installation"),
         (added(".github/workflows/ci.yml"), "a setting of CI"),
         (added(".gitattributes", "* filter=evil"), "a setting of git"),
         (added("pytest.py"), "a module in the place of 'pytest'"),
@@ -121,8 +126,8 @@ def test_what_steers_the_tests_does_not_count(patch: str, reason: str) -> None:
     [
         "",
         GOLD,
-        changed("requirements.txt"),
-        changed("requirements/dev.txt"),
+        changed("setup/notes.txt"),
+        changed("docs/requirements.md"),
         added("src/pkg/fixtures/data.json"),
         added("src/pkg/json.py"),  # no module of that name is imported from there
         changed("json.py"),  # it was there before

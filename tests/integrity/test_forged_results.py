@@ -205,6 +205,14 @@ import pytest
 def double(x):
     pytest.xfail('not today')
 """,
+    "rewrites the tests in memory": """\
+import gc, sys, types
+def double(x):
+    for test in gc.get_objects():
+        if isinstance(test, types.FunctionType) and test.__name__.startswith('test_'):
+            test.__code__ = (lambda *self: None).__code__
+    return 2
+""",
     "equals anything": """\
 class Number(int):
     def __eq__(self, other):

@@ -10,8 +10,8 @@ A patch is cut into its files. Left out, and reported, are
 
 A file that the gold patch changes always counts, unless rule 1 or 2 says otherwise; so do
 files that the task set allows. The rest is graded as if nothing else had been handed in.
-How the project is installed (setup.py) does not count: it would run before the hidden tests are
-in place, which the modules under test do not.
+How the project is installed (setup.py, requirements) does not count: it could run before the
+hidden tests are in place, which the modules under test do not.
 
 A path is no proof of intent: an honest agent that adds a test of its own loses nothing by
 this, since the hidden tests do not need it.
@@ -67,7 +67,19 @@ STEERING: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "/bin/test*",
             "/Makefile",
         ),
-        "a program that installs": ("/setup.py", "*/_custom_build.py"),
+        "a part of the installation": (
+            "*/setup.py",
+            "*/requirements*.txt",
+            "*/requirements/*",
+            "*.whl",
+            "*.egg",
+            "*/meson.build",
+            "*/CMakeLists.txt",
+            "*.cmake",
+            "/build.py",
+            "*/hatch_build.py",
+            "*/_custom_build.py",
+        ),
         "a setting of CI": (
             "/.github/*",
             "/.gitlab-ci.yml",

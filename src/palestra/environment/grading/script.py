@@ -131,7 +131,8 @@ def witness_steps(
 
 def _exports(runner: Runner) -> Sequence[str]:
     if runner is Runner.PYTEST:
-        return ['export PYTEST_PLUGINS=palestra_pytest"${PYTEST_PLUGINS:+,$PYTEST_PLUGINS}"']
+        # Before the plugins that are installed, which PYTEST_PLUGINS would come after.
+        return ['export PYTEST_ADDOPTS="-p palestra_pytest${PYTEST_ADDOPTS:+ $PYTEST_ADDOPTS}"']
     if runner is Runner.SYMPY:
         # Without a seed it runs the tests in a child, to which no descriptor comes.
         return ['export PYTHONHASHSEED="${PYTHONHASHSEED:-0}"']

@@ -1,14 +1,15 @@
 """A pytest plugin that reports every test under a key. Runs inside the sandbox, Python 3.6+.
 
-It stands before everything that the repository brings: pytest loads it by ``PYTEST_PLUGINS``
-before it reads any conftest. Beside the tests it runs canaries, functions in the hidden
-modules that cannot pass; where one does, or where the files or the functions that decide
-were changed while the tests ran, the report says so.
+It stands before everything that the repository brings: pytest loads it by ``PYTEST_ADDOPTS``
+before installed plugins and before it reads any conftest. Beside the tests it runs canaries,
+functions in the hidden modules that cannot pass; where one does, or where the files or the
+functions that decide were changed while the tests ran, the report says so.
 """
 
 import os
 import sys
 import sysconfig
+import types
 import unittest
 
 import _pytest.reports
@@ -36,6 +37,20 @@ def must_fail_by_method():
 
 def must_error(palestra_has_no_such_fixture):
     raise SystemError("no fixture, and yet it runs")
+
+
+def disguised(function, name, path):
+    """The same function as if it were written in the test file."""
+    code = function.__code__
+    if hasattr(code, "replace"):
+        code = code.replace(co_name=name, co_filename=path)
+    return types.FunctionType(code, function.__globals__, name)
+
+
+def code_of(item):
+    """What runs when the test runs."""
+    test = getattr(item, "obj", None)
+    return getattr(getattr(test, "__func__", test), "__code__", None)
 
 
 def deciders():
@@ -92,6 +107,7 @@ class Witness:
         self._patched = frozenset(map(os.path.realpath, changed))
         self._deciders = dict(deciders())
         self._began_s = os.stat(FOLDER).st_mtime
+        self._tests = {}  # id → what runs
         self._ends = []  # (status, id)
         self._canaries = {}  # id → status, or "" until it ends
         self._findings = []
@@ -107,14 +123,16 @@ class Witness:
     def pytest_collection_modifyitems(self, session, config, items):
         modules = [item.getparent(pytest.Module) for item in items]
         modules = [module for module in modules if module is not None]
+        self._tests = {item.nodeid: code_of(item) for item in items}
         if modules and not config.option.collectonly:
             items[:0] = self._make_canaries(modules[0])
             items.extend(self._make_canaries(modules[-1]))
 
     def _make_canaries(self, module):
         for call in (must_fail, must_fail_by_method, must_error):
-            # By its name alone nothing tells it from a test.
+            # By its name and its place nothing tells it from a test.
             name = "test_" + palestra_seal.binascii.hexlify(os.urandom(4)).decode()
+            call = disguised(call, name, str(getattr(module, "path", module.fspath)))
             if hasattr(pytest.Function, "from_parent"):
                 item = pytest.Function.from_parent(module, name=name, callobj=call)
             else:
@@ -134,6 +152,9 @@ class Witness:
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item, call):
         raised = call.excinfo is not None
+        known, now = self._tests.get(item.nodeid), code_of(item)
+        if known is not None and self._is_strange(known, now):
+            self._find("%s was rewritten while the tests ran" % item.nodeid)
         outcome = yield
         report = outcome.get_result()
         if raised and isinstance(call.excinfo.value, pytest.xfail.Exception):
@@ -183,10 +204,13 @@ class Witness:
     def _changed(self):
         now = dict(deciders())
         for name, code in self._deciders.items():
-            new = now.get(name)
-            # Installed plugins may have their way of running tests.
-            if new is not code and not (new and new.co_filename.startswith(INSTALLED)):
+            if self._is_strange(code, now.get(name)):
                 yield name
+
+    @staticmethod
+    def _is_strange(known, now):
+        # Installed plugins may have their way of running tests.
+        return now is not known and not (now and now.co_filename.startswith(INSTALLED))
 
     def _check_conftests(self):
         for plugin in self._config.pluginmanager.get_plugins():
@@ -223,10 +247,9 @@ class Witness:
 def _witness():
     palestra_seal.leave_no_trace(FOLDER)
     sys.path[:] = [path for path in sys.path if path != FOLDER]
-    plugins = os.environ.pop("PYTEST_PLUGINS", "").split(",")
-    others = ",".join(name for name in plugins if name and name != __name__)
+    others = os.environ.pop("PYTEST_ADDOPTS", "").replace("-p " + __name__, "", 1).strip()
     if others:
-        os.environ["PYTEST_PLUGINS"] = others
+        os.environ["PYTEST_ADDOPTS"] = others
     seal = palestra_seal.open_seal()
     return [] if seal is None else [Witness(seal, listed("hidden"), listed("changed"))]
 
