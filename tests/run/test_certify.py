@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from palestra.cli.main import app
 from palestra.environment.grading.certificates import (
     Certificate,
     CertificateFile,
@@ -28,6 +30,8 @@ from palestra.environment.sandboxes.protocol import SandboxLimits
 from palestra.errors import GradingError, HostError
 from palestra.records import HOST_IMAGE, Task, Verdict
 from palestra.run.certify import Plan, Uncertain, certify
+from palestra.tasks.katas import KataSpec, generate_rows
+from palestra.tasks.swegym import END_MARKER, START_MARKER
 
 CONDITIONS = Conditions.of("bubblewrap", SandboxLimits(), eval_timeout_s=60)
 
@@ -228,3 +232,28 @@ def test_killed_and_started_again_it_goes_on(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["statuses"] == {"certified": 40}
     names = [one.instance_id for one in CertificateFile(path=path).read()]
     assert len(names) == len(set(names)) == 40
+
+
+def test_a_gold_patch_whose_run_was_not_signed_says_so(tmp_path: Path) -> None:
+    [row] = generate_rows(KataSpec(split="train", num_tasks=1, levels=(0,)))
+    flips, holds = (
+        "\n".join(f"echo PASSED {name}" for name in row[key])
+        for key in ("FAIL_TO_PASS", "PASS_TO_PASS")
+    )
+    script = f"""\
+echo '{START_MARKER}'
+{holds}
+[ -z "$(git diff)" ] || {{
+{flips}
+}}
+echo '{END_MARKER}'
+"""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**row, "eval_script": script, "log_parser": "parse_log_pytest"}))
+    out = tmp_path / "certificates.jsonl"
+    arguments = ["certify", str(path), "--out", str(out), "--gold-runs", "1"]
+    done = CliRunner().invoke(app, arguments)
+    assert "gold fails" in done.output
+    assert "grading.signed" in done.output, done.output
+    done = CliRunner().invoke(app, [*arguments, "--set", "grading.signed=false"])
+    assert "certified          1" in done.output, done.output

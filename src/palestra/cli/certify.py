@@ -190,7 +190,10 @@ def _tests(one: Certificate) -> str:
     if one.status is CertificateStatus.FLAKY:
         failed = one.flaky_tests
     elif one.status is CertificateStatus.GOLD_FAILS:
-        failed = next(run.failed for run in one.runs if run.patch == "gold")
+        run = next(run for run in one.runs if run.patch == "gold")
+        if run.findings:
+            return run.findings[0]
+        failed = run.failed
     elif one.status is CertificateStatus.TOO_SLOW:
         return f"{one.longest_s:.1f} s"
     more = f" and {len(failed) - _TESTS_SHOWN} more" if len(failed) > _TESTS_SHOWN else ""

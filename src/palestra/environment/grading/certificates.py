@@ -23,7 +23,7 @@ from palestra.errors import HostError
 from palestra.records import Task, Verdict
 from palestra.tasks.rows import task_to_row
 
-GRADER_VERSION = 2
+GRADER_VERSION = 3
 """Raised whenever a change of ours can change a verdict; older certificates then do not count."""
 
 
@@ -47,6 +47,7 @@ class GradedRun:
         duration_s: of the grading.
         failed: the task's tests that did not end as the task wants.
         peak_memory_bytes: of its sandbox; ``None`` where nobody counts.
+        findings: why its result was not believed.
     """
 
     patch: str
@@ -54,6 +55,7 @@ class GradedRun:
     duration_s: float
     failed: tuple[str, ...]
     peak_memory_bytes: int | None = None
+    findings: tuple[str, ...] = ()
 
 
 @checked_dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -161,6 +163,7 @@ def graded(patch: str, verdict: Verdict, *, peak_memory_bytes: int | None = None
         duration_s=verdict.duration_s,
         failed=failed,
         peak_memory_bytes=peak_memory_bytes,
+        findings=verdict.findings,
     )
 
 
