@@ -25,7 +25,7 @@ class Ready(IntEnum):
 # the wait, which would otherwise end for a command that is only stopped.
 _BASH = r"""
 trap '' HUP INT QUIT TERM USR1 PIPE ALRM
-secret=$2 nonce=$2 forwarder= killed=
+secret=$2 nonce=$2 forwarder= killed= heard=
 trap 'kill -9 -1; killed=1 forwarder=; printf "\0%s 137\0" "$nonce"' USR2
 cd -- "$1" || { printf '\0%s 66\0' "$nonce"; exit 66; }
 exec 3<> <(:)
@@ -40,8 +40,11 @@ forward() {
 hear() {
   said= polls=0
   while [ -z "$killed" ] && [ $polls -lt $1 ]; do
-    if read -r -t 0.1 -u 3 of said; then [ "$of" = "$number" ] && return
-    else polls=$((polls + 1)); fi
+    # on a busy machine the time can be over in the middle of a line
+    if IFS= read -r -t 0.1 -u 3 part; then
+      heard=$heard$part of=${heard%% *} said=${heard#* } heard=
+      [ "$of" = "$number" ] && return
+    else heard=$heard$part polls=$((polls + 1)); fi
   done
   said=
 }
