@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from serve_process import serving
 
+from palestra.addresses import URL_VARIABLE, gateway_host, named_url
 from palestra.config import EnvironmentSection, GatewaySection
 from palestra.errors import EnvironmentUnavailable
 from palestra.learning.rollouts.environment_client import EnvironmentClient
-from palestra.run.addresses import URL_VARIABLE, gateway_host, named_url
 
 
 def doctor(*arguments: str, **variables: str) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from palestra.addresses import URL_VARIABLE
 from palestra.config import Recipe
 from palestra.environment.grading.certificates import (
     Certificate,
@@ -18,7 +19,6 @@ from palestra.environment.grading.certificates import (
 from palestra.errors import TaskError
 from palestra.recipe_files import parse_recipe
 from palestra.records import HOST_IMAGE, Task
-from palestra.run.addresses import URL_VARIABLE
 from palestra.run.gate import Ground, conditions_of, refused, require_certificates
 
 ORIGIN = Path("real.toml")

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from palestra.addresses import named_url
 from palestra.config import EnvironmentSection
 from palestra.errors import EnvironmentUnavailable, HostError
-from palestra.run.addresses import named_url
 from palestra.run.announcement import Announcement, parse_line
 from palestra.run.directory import RunDirectory
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from palestra.addresses import URL_VARIABLE
 from palestra.config import Recipe
 from palestra.environment.grading.certificates import (
     Certificate,
@@ -27,7 +28,6 @@ from palestra.environment.sandboxes.choose import choose_backend
 from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits
 from palestra.errors import ImageError, TaskError
 from palestra.records import Task
-from palestra.run.addresses import URL_VARIABLE
 from palestra.run.places import images_folder, state_folder
 from palestra.tasks.katas.spec import PREFIX
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from palestra.addresses import LOOPBACK
 from palestra.config import ModelSection, Recipe
 from palestra.errors import ConfigError
 from palestra.policy.engines.local import LocalEngine
@@ -17,7 +18,6 @@ from palestra.policy.gateway import Gateway, running_gateway
 from palestra.policy.rendering import load_renderer
 from palestra.policy.tiny import make_tiny_model
 from palestra.records import SamplingParams, Task
-from palestra.run.addresses import LOOPBACK
 from palestra.tasks.katas import demonstration
 
 TINY = "tiny"

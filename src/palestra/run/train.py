@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from palestra.addresses import gateway_host, named_url
 from palestra.config import Recipe
 from palestra.errors import CheckpointError
 from palestra.events import EventLog, EventSink
@@ -27,7 +28,6 @@ from palestra.learning.rollouts.task_order import TaskOrder
 from palestra.learning.training import Checkpoint, CheckpointStore, Trainer
 from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
-from palestra.run.addresses import gateway_host, named_url
 from palestra.run.announcement import Announcement
 from palestra.run.directory import RunDirectory
 from palestra.run.environment import environment_url

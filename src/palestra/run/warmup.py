@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from palestra.addresses import gateway_host, named_url
 from palestra.config import Recipe
 from palestra.errors import InfraError
 from palestra.events import EventSink
@@ -15,7 +16,6 @@ from palestra.learning.rollouts.protocol import Environment
 from palestra.learning.training import Trainer, warm_start
 from palestra.policy.engines.scripted import ScriptedEngine
 from palestra.records import Outcome, Task, TokenPath
-from palestra.run.addresses import gateway_host, named_url
 from palestra.run.demonstrations import teacher
 from palestra.run.policy import serving
 from palestra.run.watching import Watcher

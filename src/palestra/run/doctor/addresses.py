@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from palestra.addresses import URL_VARIABLE, gateway_host, named_url
 from palestra.config import Recipe
 from palestra.errors import PalestraError
 from palestra.learning.rollouts.environment_client import EnvironmentClient
-from palestra.run.addresses import URL_VARIABLE, gateway_host, named_url
 from palestra.run.doctor.findings import Finding, bad, good, note
 
 TIMEOUT_S = 20.0

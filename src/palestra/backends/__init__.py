@@ -1,0 +1,1 @@
+"""What stands beside our own trainer: hooks and launchers for the trainers of others."""
