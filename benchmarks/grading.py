@@ -53,8 +53,8 @@ async def bare(backend: SandboxBackend, task: Task) -> Cost:
     spec = SandboxSpec.for_task(task, SandboxLimits(), SANDBOX_ENV)
     async with backend.start(spec) as sandbox:
         patch = f"/tmp/{sandbox.sandbox_id}.patch"
-        await sandbox.write_file(patch, patches.encode(task.gold_patch))
-        done = await sandbox.run(patches.apply_command(patch), timeout_s=TIMEOUT_S)
+        apply = f"{patches.write_command(task.gold_patch, patch)}\n{patches.apply_command(patch)}"
+        done = await sandbox.run(apply, timeout_s=TIMEOUT_S)
         assert done.exit_code == 0, done.output
         started_s = time.perf_counter()
         done = await sandbox.run(task.eval_script, timeout_s=TIMEOUT_S)
