@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from palestra.errors import MissingExtra
 from palestra.policy.engines.protocol import Engine
 from palestra.policy.engines.scripted import ScriptedEngine
+from palestra.policy.engines.sglang import SGLangEngine
 
 if TYPE_CHECKING:
     from palestra.policy.engines.local import LocalEngine
 
-__all__ = ["Engine", "LocalEngine", "ScriptedEngine"]
+__all__ = ["Engine", "LocalEngine", "SGLangEngine", "ScriptedEngine"]
 
 
 def __getattr__(name: str) -> Any:
