@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,14 @@ from palestra.wire import ReachResponse, RunResponse, episode_from_wire
 # server answers with the episode that is already running.
 _RESENDS = 1
 _NO_SUCH_CALL = (404, 405)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer of ``POST /run``: read as an episode, and as it came."""
+
+    episode: EpisodeResult
+    body: Mapping[str, Any]
 
 
 class EnvironmentClient:
@@ -102,25 +111,60 @@ class EnvironmentClient:
             TaskError: the server says that it cannot use the task (422).
             ConfigError: it refuses the token.
         """
+        answer = await self.run_row(
+            task_to_row(task)
+            | {"instance_id": task.instance_id, "subset": task.subset, "split": task.split},
+            sglang_url=sglang_url,
+            sampling={
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "max_new_tokens": sampling.max_new_tokens,
+            },
+            idempotency_key=idempotency_key,
+        )
+        return answer.episode
+
+    async def run_row(
+        self,
+        row: Mapping[str, Any],
+        *,
+        sglang_url: str,
+        sampling: Mapping[str, Any],
+        idempotency_key: str,
+    ) -> Answer:
+        """Run one episode of a row as it stands; see :meth:`run`.
+
+        Args:
+            row: fields of the task, ``instance_id`` at least.
+            sglang_url: OpenAI base URL of the policy, ending in ``/v1``.
+            sampling: of every turn, under SGLang's names.
+            idempotency_key: of the episode.
+
+        Raises:
+            EnvironmentUnavailable: no connection, a 5xx, no answer in time, or nonsense.
+            TaskError: the server says that it cannot use the row (422), or it has no id.
+            ConfigError: it refuses the token.
+        """
+        instance_id = row.get("instance_id")
+        if not isinstance(instance_id, str):
+            raise TaskError("a row without instance_id")
         response = await self._peer.request(
             "POST",
             "/run",
-            body=_run_body(task, sglang_url, sampling),
+            body=_run_body(row, sglang_url, sampling),
             headers={"Idempotency-Key": idempotency_key},
             resends=_RESENDS,
         )
         if response.status_code == 422:
             raise TaskError(
                 f"the environment server at {self.address} cannot use "
-                f"{task.instance_id}: {detail(response)}"
+                f"{instance_id}: {detail(response)}"
             )
         answer = self._peer.json(response)
-        episode = self._read(task, answer, idempotency_key)
-        if episode.instance_id != task.instance_id:
-            raise self._peer.failure(
-                f"answered {episode.instance_id} when asked for {task.instance_id}"
-            )
-        return episode
+        episode = self._read(instance_id, answer, idempotency_key)
+        if episode.instance_id != instance_id:
+            raise self._peer.failure(f"answered {episode.instance_id} when asked for {instance_id}")
+        return Answer(episode=episode, body=answer)
 
     async def prefetch(self, images: Sequence[str]) -> None:
         """Ask the server to bring ``images``, the first one first; it answers at once.
@@ -139,11 +183,11 @@ class EnvironmentClient:
             return
         self._peer.json(response)
 
-    def _read(self, task: Task, answer: dict[str, Any], episode_id: str) -> EpisodeResult:
+    def _read(self, instance_id: str, answer: dict[str, Any], episode_id: str) -> EpisodeResult:
         try:
             if "episode" in answer:
                 return episode_from_wire(RunResponse.model_validate(answer).episode)
-            return episode_from_foreign(answer, instance_id=task.instance_id, episode_id=episode_id)
+            return episode_from_foreign(answer, instance_id=instance_id, episode_id=episode_id)
         except (ValidationError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
             raise self._peer.failure(f"answered no readable episode: {reason}") from error
@@ -161,22 +205,17 @@ class EnvironmentClient:
         await self.aclose()
 
 
-def _run_body(task: Task, sglang_url: str, sampling: SamplingSection) -> dict[str, Any]:
+def _run_body(
+    row: Mapping[str, Any], sglang_url: str, sampling: Mapping[str, Any]
+) -> dict[str, Any]:
     # The row first: a field of the row must not override one of the request.
-    return task_to_row(task) | {
-        "instance_id": task.instance_id,
-        "subset": task.subset,
-        "split": task.split,
+    return dict(row) | {
         "responses_create_params": {
             "input": [],
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_output_tokens": sampling.max_new_tokens,
+            "temperature": sampling.get("temperature"),
+            "top_p": sampling.get("top_p"),
+            "max_output_tokens": sampling.get("max_new_tokens"),
         },
-        "sampling_params": {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-        },
+        "sampling_params": dict(sampling),
         "sglang_url": sglang_url,
     }
