@@ -137,6 +137,8 @@ class Witness:
                 item = pytest.Function.from_parent(module, name=name, callobj=call)
             else:
                 item = pytest.Function(name, module, callobj=call)
+            # Writing out why it failed would cost more than all the rest.
+            item.repr_failure = item._repr_failure_py = lambda *_, **__: "as it must"
             self._canaries[item.nodeid] = ""
             yield item
 
