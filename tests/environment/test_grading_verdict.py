@@ -1,5 +1,7 @@
 """From statuses to a verdict, and from a log to the part between the markers."""
 
+import dataclasses
+
 import pytest
 from grading_toys import toy_task
 
@@ -33,6 +35,17 @@ def test_one_listed_test_that_did_not_pass_is_enough(test: str, status: str | No
     assert not got.resolved
     assert test in got.fail_to_pass.failure + got.pass_to_pass.failure
     assert len(got.fail_to_pass.success) + len(got.pass_to_pass.success) == 2
+
+
+def test_an_id_that_is_listed_whole_is_found_by_its_beginning() -> None:
+    whole = f"{ONE}[a b]"
+    task = dataclasses.replace(toy_task(), fail_to_pass=(whole, TWO))
+    cut = {TWO: "PASSED", KEPT: "PASSED", f"{ONE}[a": "PASSED"}
+    assert judge(task, cut, finished=True, log="", duration_s=1).resolved
+    bad = judge(task, cut | {f"{ONE}[a": "FAILED"}, finished=True, log="", duration_s=1)
+    assert bad.fail_to_pass.failure == (whole,)
+    exact = cut | {whole: "FAILED"}
+    assert not judge(task, exact, finished=True, log="", duration_s=1).resolved
 
 
 def test_an_expected_failure_passes() -> None:

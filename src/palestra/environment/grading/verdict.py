@@ -103,7 +103,13 @@ def unapplied(task: Task, *, log: str, duration_s: float) -> Verdict:
 
 
 def _split(tests: tuple[str, ...], statuses: Mapping[str, str]) -> TestSplit:
+    passed = {test: _status(test, statuses) in _GOOD for test in tests}
     return TestSplit(
-        success=tuple(test for test in tests if statuses.get(test) in _GOOD),
-        failure=tuple(test for test in tests if statuses.get(test) not in _GOOD),
+        success=tuple(test for test in tests if passed[test]),
+        failure=tuple(test for test in tests if not passed[test]),
     )
+
+
+def _status(test: str, statuses: Mapping[str, str]) -> str | None:
+    # Parsers end an id at its first blank, as most lists do; some lists have it whole.
+    return statuses.get(test) or statuses.get(test.partition(" ")[0])
