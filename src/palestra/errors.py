@@ -27,12 +27,14 @@
     │  ├─ GatewayError            the gateway cannot be reached or lost a session
     │  └─ EngineError             the sampling engine failed
     ├─ ContextOverflow            the conversation no longer fits the model: ends an episode
-    └─ CheckpointError            a checkpoint cannot be written or read
+    ├─ CheckpointError            a checkpoint cannot be written or read
+    └─ DeploymentError            a service of palestra up does not come up
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 
 class PalestraError(Exception):
@@ -186,3 +188,11 @@ class ContextOverflow(PalestraError):
 
 class CheckpointError(PalestraError):
     """A checkpoint cannot be written, read or trusted."""
+
+
+class DeploymentError(PalestraError):
+    """Compose failed, or a service did not become healthy; keeps the last lines it printed."""
+
+    def __init__(self, message: str, *, hint: str | None = None, log: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.log = tuple(log)

@@ -35,6 +35,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(data, overrides, origin=str(path))
 
 
+def recipe_data(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as nested dicts, as :func:`parse_recipe` reads them and TOML can hold them."""
+    return _drop_absent(recipe.model_dump(mode="json"))
+
+
 def parse_recipe(
     data: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "recipe"
 ) -> Recipe:
@@ -123,3 +128,12 @@ def _show(value: Any) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _drop_absent(data: dict[str, Any]) -> dict[str, Any]:
+    # TOML has no null: an absent key says the same.
+    return {
+        key: _drop_absent(value) if isinstance(value, dict) else value
+        for key, value in data.items()
+        if value is not None
+    }

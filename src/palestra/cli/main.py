@@ -18,6 +18,7 @@ from palestra.cli.report import report
 from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
 from palestra.cli.train import epilog, train
+from palestra.cli.up import down, up
 from palestra.errors import HostError, NoIsolation, PalestraError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -36,6 +37,8 @@ app.command("certify")(certify_tasks)
 app.command("report")(report)
 app.command("doctor")(doctor)
 app.command("serve")(serve)
+app.command("up")(up)
+app.command("down")(down)
 app.add_typer(data.app, name="data")
 app.add_typer(images.app, name="images")
 

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
 from palestra.config import Recipe
 from palestra.errors import ConfigError, HostError
-from palestra.recipe_files import load_recipe
+from palestra.recipe_files import load_recipe, recipe_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +131,6 @@ def locked(run: RunDirectory) -> Iterator[None]:
 
 
 def _write_recipe(path: Path, recipe: Recipe) -> None:
-    data = _drop_absent(recipe.model_dump(mode="json"))
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(tomli_w.dumps(data), encoding="utf-8")
+    temporary.write_text(tomli_w.dumps(recipe_data(recipe)), encoding="utf-8")
     temporary.replace(path)
-
-
-def _drop_absent(data: dict[str, Any]) -> dict[str, Any]:
-    # TOML has no null: an absent key says the same.
-    return {
-        key: _drop_absent(value) if isinstance(value, dict) else value
-        for key, value in data.items()
-        if value is not None
-    }

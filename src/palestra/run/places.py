@@ -25,6 +25,15 @@ def state_folder() -> Path:
     return Path(named) if named else _cache() / "sandboxes"
 
 
+def deployment_folder() -> Path:
+    """What ``palestra up`` keeps: ``$PALESTRA_DEPLOYMENT``, else below the user's state."""
+    named = os.environ.get("PALESTRA_DEPLOYMENT")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser() / "palestra" / "deployment"
+
+
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     home = Path(base) if base else Path(os.path.expanduser("~")) / ".cache"  # noqa: PTH111
