@@ -228,6 +228,11 @@ class CorrectionSection(Section):
     mode: Literal["off", "truncate", "mask", "clip"] = Field(
         "mask", description="What happens to weights outside the bounds."
     )
+    level: Literal["token", "sequence", "geometric"] = Field(
+        "token",
+        description="Ratio of each token, of the whole sequence (their product), or their "
+        "geometric mean.",
+    )
     low: float = Field(0.5, ge=0, description="Lower bound of the importance weight.")
     high: float = Field(2.0, gt=0, description="Upper bound of the importance weight.")
     veto: float = Field(

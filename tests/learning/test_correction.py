@@ -58,6 +58,25 @@ def test_modes_by_hand(mode: str, want: list[float]) -> None:
     assert weights(CorrectionSection(mode=mode, veto=0.0)) == pytest.approx(want)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("level", "want"),
+    [
+        ("sequence", [0.4, 0.4, 1.8, 1.8, 1.9, 1e-5]),
+        ("geometric", [0.4**0.5, 0.4**0.5, 1.8**0.5, 1.8**0.5, 1.9, 1e-5]),
+    ],
+)
+def test_levels_by_hand(level: str, want: list[float]) -> None:
+    section = CorrectionSection(mode="truncate", level=level, veto=0.0)  # type: ignore[arg-type]
+    assert weights(section) == pytest.approx(want)
+
+
+def test_the_veto_looks_at_single_ids_at_every_level() -> None:
+    ratios = [1e4, 1e-5, 1.0, 1.0, 1.0, 1.0]
+    for level in ("token", "sequence", "geometric"):
+        section = CorrectionSection(mode="truncate", level=level)  # type: ignore[arg-type]
+        assert weights(section, ratios)[:2] == [0.0, 0.0]
+
+
 def test_a_catastrophic_id_takes_its_whole_row_along() -> None:
     ratios = [1.0, 1e-5, 1.0, 1.0, 1.0, 1.0]
     assert weights(CorrectionSection(), ratios) == pytest.approx([0, 0, 1, 1, 1, 1])

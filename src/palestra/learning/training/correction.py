@@ -1,7 +1,8 @@
-"""Token-level importance sampling against the mismatch of engine and trainer.
+"""Importance sampling against the mismatch of engine and trainer.
 
 The engine samples from numerics (and, off-policy, from weights) that are not quite the
-trainer's. Each trained id is weighted with ``exp(logp_old_trainer - logp_rollout)``:
+trainer's. Each trained id is weighted with ``exp(logp_old_trainer - logp_rollout)``, of
+itself or of its whole row (the product over the row, or their geometric mean):
 Yao et al. 2025, *Your Efficient RL Framework Secretly Brings You Off-Policy RL
 Training* (truncation); Liu et al. 2025, *When Speed Kills Stability* (masking, veto).
 Metrics have the names of Miles' ``mis_*``.
@@ -29,7 +30,7 @@ def importance_weights(
 
     Modes: ``off`` weighs everything 1; ``truncate`` caps at ``high``; ``clip`` holds the
     weight within [low, high]; ``mask`` makes it 0 outside of them. In every mode but
-    ``off`` an id whose ratio is below ``veto`` makes all weights of its row 0.
+    ``off`` an id whose own ratio is below ``veto`` makes all weights of its row 0.
 
     Args:
         train_logprobs_N: by the trainer under the weights before the step.
@@ -40,7 +41,7 @@ def importance_weights(
     if section.mode == "off":
         return torch.ones_like(rollout_logprobs_N)
     log_ratio_N = _log_ratio(train_logprobs_N, rollout_logprobs_N)
-    ratio_N = _ratio(log_ratio_N)
+    ratio_N = _ratio(_at_level(log_ratio_N, row_N, section.level))
     if section.mode == "truncate":
         weights_N = ratio_N.clamp(max=section.high)
     elif section.mode == "clip":
@@ -65,8 +66,35 @@ def correction_metrics(
     Means are over ids, those of perplexities and of vetoed sequences over rows. N must
     be the ids of a whole optimizer step, at least one.
     """
+    metrics_N = correction_metrics_by_id(
+        train_logprobs_N=train_logprobs_N,
+        rollout_logprobs_N=rollout_logprobs_N,
+        weights_N=weights_N,
+        row_N=row_N,
+        section=section,
+    )
+    metrics = {name: float(values_N.double().mean()) for name, values_N in metrics_N.items()}
+    ratio_N = metrics_N["mis_tis_weight_before_bound"]
+    metrics["mis_tis_weight_before_bound_max"] = float(ratio_N.max())
+    metrics["mis_tis_weight_before_bound_min"] = float(ratio_N.min())
+    if section.mode != "off":
+        catastrophic_N = metrics_N["mis_rs_catastrophic_token_fraction"]
+        vetoed_R = _row_means(catastrophic_N, row_N) > 0
+        metrics["mis_rs_catastrophic_seq_fraction"] = float(vetoed_R.double().mean())
+    return metrics | _perplexities(train_logprobs_N, rollout_logprobs_N, row_N)
+
+
+def correction_metrics_by_id(
+    *,
+    train_logprobs_N: torch.Tensor,
+    rollout_logprobs_N: torch.Tensor,
+    weights_N: torch.Tensor,
+    row_N: torch.Tensor,
+    section: CorrectionSection,
+) -> dict[str, torch.Tensor]:
+    """What :func:`correction_metrics` averages over ids, for each id."""
     log_ratio_N = _log_ratio(train_logprobs_N, rollout_logprobs_N)
-    ratio_N = _ratio(log_ratio_N)
+    ratio_N = _ratio(_at_level(log_ratio_N, row_N, section.level))
     bounded_N = log_ratio_N.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
     metrics_N = {
         "mis_tis_weight_before_bound": ratio_N,
@@ -85,13 +113,7 @@ def correction_metrics(
     elif section.mode in ("mask", "clip"):
         metrics_N[f"mis_tis_{section.mode}_fraction_low"] = (ratio_N < section.low).float()
         metrics_N[f"mis_tis_{section.mode}_fraction_high"] = (ratio_N > section.high).float()
-    metrics = {name: float(values_N.double().mean()) for name, values_N in metrics_N.items()}
-    metrics["mis_tis_weight_before_bound_max"] = float(ratio_N.max())
-    metrics["mis_tis_weight_before_bound_min"] = float(ratio_N.min())
-    if section.mode != "off":
-        vetoed_R = _row_means(catastrophic_N.float(), row_N) > 0
-        metrics["mis_rs_catastrophic_seq_fraction"] = float(vetoed_R.double().mean())
-    return metrics | _perplexities(train_logprobs_N, rollout_logprobs_N, row_N)
+    return metrics_N
 
 
 def _perplexities(
@@ -114,6 +136,15 @@ def _perplexities(
 
 def _log_ratio(train_logprobs_N: torch.Tensor, rollout_logprobs_N: torch.Tensor) -> torch.Tensor:
     return train_logprobs_N.detach() - rollout_logprobs_N
+
+
+def _at_level(log_ratio_N: torch.Tensor, row_N: torch.Tensor, level: str) -> torch.Tensor:
+    if level == "token":
+        return log_ratio_N
+    rows_R, place_N, counts_R = torch.unique(row_N, return_inverse=True, return_counts=True)
+    sums_R = torch.zeros(len(rows_R), dtype=log_ratio_N.dtype, device=log_ratio_N.device)
+    sums_R = sums_R.index_add(0, place_N, log_ratio_N)
+    return (sums_R if level == "sequence" else sums_R / counts_R)[place_N]
 
 
 def _ratio(log_ratio_N: torch.Tensor) -> torch.Tensor:
