@@ -105,6 +105,7 @@ def load_tasks(
         MissingExtra: a parquet file without pyarrow.
     """
     tasks: dict[str, Task] = {}
+    why = ""  # of the first row that was skipped
     for item in iter_items(spec):
         if limit is not None and len(tasks) >= limit:
             break
@@ -115,12 +116,13 @@ def load_tasks(
         except TaskError as error:
             if on_bad_row == "raise":
                 raise
+            why = why or f": {error}"
             if report is not None:
                 report(f"skipped: {error}")
             continue
         tasks[task.instance_id] = task
     if not tasks and limit != 0:
-        raise TaskError(f"{spec} holds no task that can be used")
+        raise TaskError(f"{spec} holds no task that can be used{why}")
     return list(tasks.values())
 
 
