@@ -43,7 +43,7 @@ def real_miles(module: str) -> Any:
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            pytest.skip(f"{module} cannot be imported here: {error}")
+            pytest.skip(f"{module} cannot be imported here: {error}", allow_module_level=True)
 
 
 def miles_args(front: RunningFront, environment_url: str, **more: Any) -> Namespace:

@@ -31,7 +31,7 @@ def dynamic_filter(
     concern groups of one.
     """
     flat = [each for sample in samples for each in _each(sample)]
-    if any(_is_aborted(sample) for sample in flat):
+    if any(_without_reward(sample) for sample in flat):
         return DynamicFilterOutput(keep=False, reason="group_has_aborted")
     rewards = [float(sample.get_reward_value(args)) for sample in flat]
     if (
@@ -55,5 +55,5 @@ def _reward(sample: Sample) -> float | None:
     return None if reward is None else float(reward)
 
 
-def _is_aborted(sample: Sample) -> bool:
+def _without_reward(sample: Sample) -> bool:
     return sample.status is Sample.Status.ABORTED or sample.reward is None
