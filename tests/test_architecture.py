@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "palestra"
 GROUND = {"addresses", "errors", "records", "config", "recipe_files", "events", "wire"}
-GROUND |= {"serving", "tasks"}
+GROUND |= {"keepalive", "serving", "tasks"}
 WINGS = {"environment", "policy", "learning"}
 BESIDE = {"backends"}  # carries parts of policy and learning into trainers of others
 ROOF = {"run", "report", "cli"}

@@ -77,6 +77,11 @@ class EnvironmentSection(Section):
     )
     token: str | None = Field(None, description="Token that the environment server wants.")
     concurrency: int = Field(16, gt=0, description="Episodes at once in one server.")
+    outage_s: float = Field(
+        60,
+        ge=0,
+        description="Seconds that a named server may be out of reach before an episode fails.",
+    )
     queue_timeout_s: float = Field(7200, gt=0, description="Seconds to wait for a place at work.")
     image_timeout_s: float = Field(3600, gt=0, description="Seconds to bring a task's image.")
     start_timeout_s: float = Field(120, gt=0, description="Seconds to start a sandbox.")

@@ -152,7 +152,14 @@ async def _environment(
 
     async with (
         environment_url(section, run, on_start=on_start) as url,
-        EnvironmentClient(url, section.token, timeout_s=longest_s) as client,
+        EnvironmentClient(
+            url,
+            section.token,
+            timeout_s=longest_s,
+            # A server of our own that does not answer is dead, and stays so.
+            outage_s=section.outage_s if named_url(section) else 0.0,
+            say=watcher.say,
+        ) as client,
     ):
         await client.health()
         yield client

@@ -15,6 +15,7 @@ import orjson
 
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.errors import ContextOverflow, ModelUnavailable
+from palestra.keepalive import socket_options, vanished
 
 CONNECT_TIMEOUT_S = 10.0
 BACKOFF_S = (0.2, 1.0, 4.0)
@@ -102,6 +103,7 @@ class ModelClient:
             verify=tls,
             # A proxy for the internet has no business between us and a policy next door.
             trust_env=endpoint.base_url.startswith("https://"),
+            mounts=_next_door(tls),
         )
 
     async def __aenter__(self) -> ModelClient:
@@ -151,6 +153,9 @@ class ModelClient:
                 # It is at work: asking again would only double that.
                 raise self._failure(f"did not answer in {self._endpoint.timeout_s:g} s") from error
             except httpx.TransportError as error:
+                if isinstance(error, (httpx.ReadError, httpx.WriteError)) and vanished(error):
+                    # An answer was sampled and lost: a second one would stand beside it.
+                    raise self._failure("vanished while it was asked") from error
                 reason = f"cannot be reached: {error or type(error).__name__}"
                 if pause_s is None:
                     raise self._failure(reason, hint=_UNREACHABLE) from error
@@ -180,6 +185,14 @@ class ModelClient:
 
     def _failure(self, what: str, *, hint: str | None = None) -> ModelUnavailable:
         return ModelUnavailable(f"the policy endpoint {self._endpoint.base_url} {what}", hint=hint)
+
+
+def _next_door(tls: ssl.SSLContext) -> dict[str, httpx.AsyncBaseTransport]:
+    """Connections to a policy in the own network, which may vanish without a word."""
+    transport = httpx.AsyncHTTPTransport(
+        verify=tls, socket_options=socket_options(), trust_env=False
+    )
+    return {"http://": transport}
 
 
 def _worth_retrying(status: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from palestra.config import SamplingSection
 from palestra.errors import EnvironmentUnavailable, TaskError
 from palestra.learning.rollouts.foreign import episode_from_foreign
-from palestra.learning.rollouts.http import Peer, detail
+from palestra.learning.rollouts.http import Patience, Peer, detail
 from palestra.records import EpisodeResult, Task
 from palestra.tasks.rows import task_to_row
 from palestra.wire import ReachResponse, RunResponse, episode_from_wire
@@ -39,13 +39,21 @@ class EnvironmentClient:
         token: sent as bearer, if the address has none.
         timeout_s: longest that one episode may take, from the request to the answer:
             queue, start, agent and grading together.
+        outage_s: seconds that the server may be out of reach before an episode fails.
+        say: told of each outage, in one line.
 
     Raises:
         ConfigError: ``base_url`` is no HTTP address.
     """
 
     def __init__(
-        self, base_url: str, token: str | None = None, *, timeout_s: float = 7200.0
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        timeout_s: float = 7200.0,
+        outage_s: float = 0.0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self._peer = Peer(
             base_url,
@@ -55,6 +63,7 @@ class EnvironmentClient:
             timeout_s=timeout_s,
         )
         self._can_prefetch = True
+        self._patience = Patience(outage_s, say or (lambda _: None))
 
     @property
     def address(self) -> str:
@@ -154,6 +163,7 @@ class EnvironmentClient:
             body=_run_body(row, sglang_url, sampling),
             headers={"Idempotency-Key": idempotency_key},
             resends=_RESENDS,
+            patience=self._patience,
         )
         if response.status_code == 422:
             raise TaskError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,39 @@ import httpx
 import orjson
 
 from palestra.errors import ConfigError, InfraError
+from palestra.keepalive import socket_options
 
 CONNECT_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 60.0
+_AGAIN_S = 1.0  # between tries to connect, while there is patience
+
+
+class Patience:
+    """How long a server may be out of reach, for all requests to it.
+
+    Args:
+        outage_s: for one request, seconds from its first try.
+        say: told once per outage, in one line.
+    """
+
+    def __init__(self, outage_s: float, say: Callable[[str], None]) -> None:
+        self._outage_s = outage_s
+        self._say = say
+        self._has_said = False
+
+    def lasts(self, waited_s: float) -> bool:
+        """Whether a request that has tried for ``waited_s`` tries again."""
+        return waited_s < self._outage_s
+
+    def say_once(self, what: str) -> None:
+        """Say that there is an outage, unless that was said of this one."""
+        if not self._has_said:
+            self._has_said = True
+            self._say(f"{what}; trying again for {self._outage_s:g} s")
+
+    def restore(self) -> None:
+        """The outage, if there was one, is over."""
+        self._has_said = False
 
 
 class Peer:
@@ -49,13 +81,17 @@ class Peer:
             base_url=bare,
             auth=auth,
             headers={"Authorization": f"Bearer {token}"} if token else None,
-            # No limit on connections: the scheduler bounds what is in flight.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+            # A proxy for the internet has no business between the parts of a run.
+            trust_env=False,
+            transport=httpx.AsyncHTTPTransport(
+                # No limit on connections: the scheduler bounds what is in flight.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
+                socket_options=socket_options(),
+                trust_env=False,
+            ),
             timeout=httpx.Timeout(
                 timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), write=WRITE_TIMEOUT_S
             ),
-            # A proxy for the internet has no business between the parts of a run.
-            trust_env=False,
         )
 
     async def request(
@@ -67,6 +103,7 @@ class Peer:
         headers: dict[str, str] | None = None,
         params: dict[str, str] | None = None,
         resends: int = 0,
+        patience: Patience | None = None,
     ) -> httpx.Response:
         """Send one request; any answer but 401, 403 and 5xx is returned.
 
@@ -78,6 +115,7 @@ class Peer:
             params: of the query.
             resends: how often a request is sent again when its connection breaks; only
                 for requests that are safe to repeat.
+            patience: for a server that no connection can be made to; ``None``: none.
 
         Raises:
             ConfigError: the credentials are refused.
@@ -88,8 +126,8 @@ class Peer:
         sent |= headers or {}
         for attempt in range(resends + 1):
             try:
-                response = await self._client.request(
-                    method, path, content=content, headers=sent, params=params
+                response = await self._connected(
+                    patience, method, path, content=content, headers=sent, params=params
                 )
                 break
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
@@ -106,6 +144,27 @@ class Peer:
         if response.status_code >= 500:
             raise self.failure(f"answered {response.status_code}: {detail(response)}")
         return response
+
+    async def _connected(
+        self, patience: Patience | None, method: str, path: str, **request: Any
+    ) -> httpx.Response:
+        """Send a request, trying again while no connection can be made and patience lasts."""
+        began_s = time.monotonic()
+        while True:
+            try:
+                response = await self._client.request(method, path, **request)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                # Nothing was sent: any request may be tried again.
+                if patience is None or not patience.lasts(time.monotonic() - began_s):
+                    raise
+                patience.say_once(
+                    f"the {self._what} at {self.address} is out of reach: {_said(error)}"
+                )
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                if patience is not None:
+                    patience.restore()
+                return response
 
     def failure(self, what_happened: str) -> InfraError:
         """Build the error of this boundary, naming server and address."""

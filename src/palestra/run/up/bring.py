@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -83,6 +83,7 @@ async def bring_up(compose: Compose, plan: Plan, *, say: Callable[[str], None]) 
         say("the environment runs privileged: whoever breaks out of it is root on this machine")
     variables = written.environment()
     call = compose.arguments(names, (plan.sandbox,))
+    await _remove_others(compose, plan, variables)
     if plan.build:
         say("building the images")
         await compose.run(
@@ -151,6 +152,20 @@ def _write(compose: Compose, plan: Plan) -> settings.Settings:
     )
 
 
+async def _remove_others(compose: Compose, plan: Plan, variables: Mapping[str, str]) -> None:
+    """Remove what this plan does not start: two environments must not share one name."""
+    others = [f"swe_env_{name}" for name in PROFILES if name != plan.sandbox]
+    if plan.only_environment:
+        others.append(TRAINER)
+    found = [name for name in others if await _containers(name)]
+    if found:
+        await compose.run(
+            (*compose.arguments((BASE,), PROFILES), "rm", "--stop", "--force", *found),
+            variables=variables,
+            timeout_s=CALL_TIMEOUT_S,
+        )
+
+
 async def _require_own_network() -> None:
     """A network of that name, made by hand, is not taken over by compose.
 
@@ -169,6 +184,13 @@ async def _require_own_network() -> None:
 
 
 async def _container(service: str) -> str:
+    found = await _containers(service)
+    if not found:
+        raise DeploymentError(f"the service {service} has no container")
+    return found[0]
+
+
+async def _containers(service: str) -> Sequence[str]:
     done = await run_program(
         (
             *("docker", "ps", "--all", "--quiet", "--no-trunc"),
@@ -177,7 +199,4 @@ async def _container(service: str) -> str:
         ),
         timeout_s=CALL_TIMEOUT_S,
     )
-    found = done.output.split()
-    if not found:
-        raise DeploymentError(f"the service {service} has no container")
-    return found[0]
+    return done.output.split()
