@@ -9,17 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from palestra.config_base import Section
+from palestra.config_miles import MilesSection
 
 SandboxName = Literal["auto", "bubblewrap", "docker", "podman", "local"]
 AgentName = Literal["mini", "gold", "noop"]
 EvaluationMode = Literal["sampled", "greedy"]
-
-
-class Section(BaseModel):
-    """A strict, frozen part of the recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TasksSection(Section):
@@ -331,6 +328,9 @@ class Recipe(Section):
     )
     runs: Path = Field(Path("runs"), description="Folder of the run directories.")
     seed: int = Field(0, ge=0, description="Seed of everything that draws numbers.")
+    backend: Literal["native", "miles"] = Field(
+        "native", description="native: our own trainer; miles: a job of Miles on a Ray cluster."
+    )
     tasks: TasksSection = TasksSection()
     environment: EnvironmentSection = EnvironmentSection()
     sandbox: SandboxSection = SandboxSection()
@@ -345,6 +345,7 @@ class Recipe(Section):
     warmstart: WarmstartSection = WarmstartSection()
     checkpoints: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    miles: MilesSection = MilesSection()
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

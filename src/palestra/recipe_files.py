@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from palestra.config import Recipe, Section
+from palestra.config import Recipe
+from palestra.config_base import Section
 from palestra.errors import ConfigError, HostError
 
 

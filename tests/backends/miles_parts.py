@@ -7,7 +7,7 @@ import importlib
 import warnings
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +118,11 @@ async def demo_engine() -> AsyncIterator[LocalEngine]:
     section = EngineSection(max_batch=16, num_threads=1)
     async with LocalEngine(MODEL, section=section, max_context=640, device="cpu", version=7) as e:
         yield e
+
+
+def forget_miles_state() -> None:
+    """Miles holds one state for the life of a process, with the arguments of the first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(ImportError):
+            importlib.import_module("miles.utils.misc").SingletonMeta.clear_all_instances()

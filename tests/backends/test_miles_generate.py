@@ -11,7 +11,16 @@ from typing import Any
 
 import httpx
 import pytest
-from miles_parts import MODEL, SAMPLING, demo_engine, environment, kata_rows, miles_args, real_miles
+from miles_parts import (
+    MODEL,
+    SAMPLING,
+    demo_engine,
+    environment,
+    forget_miles_state,
+    kata_rows,
+    miles_args,
+    real_miles,
+)
 
 from palestra.config import Recipe
 from palestra.errors import ConfigError, EnvironmentUnavailable
@@ -30,6 +39,7 @@ NUM_SAMPLES = 6
 async def closed_afterwards() -> AsyncIterator[None]:
     yield
     await service.close_service()
+    forget_miles_state()
 
 
 @asynccontextmanager

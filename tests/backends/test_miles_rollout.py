@@ -12,7 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from miles_parts import demo_engine, environment, kata_rows, miles_args, real_miles
+from miles_parts import (
+    demo_engine,
+    environment,
+    forget_miles_state,
+    kata_rows,
+    miles_args,
+    real_miles,
+)
 
 from palestra.errors import ConfigError
 from palestra.policy.engines.sglang_front import RunningFront, running_front
@@ -93,8 +100,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             yield SimpleNamespace(args=make, front=front.front, prompt_data=prompt_data)
         finally:
             await asyncio.to_thread(run, service.close_service())
-            # Miles holds one state for the life of a process, with the arguments of the first.
-            real_miles("miles.utils.misc").SingletonMeta.clear_all_instances()
+            forget_miles_state()
 
 
 async def in_thread(function: Callable[..., Any], *args: Any, **more: Any) -> Any:

@@ -63,20 +63,11 @@ def mis(
     weights_N = importance_weights(**flat, section=section)
     metrics_N = correction_metrics_by_id(**flat, weights_N=weights_N, section=section)
 
-    def spread(values_N: torch.Tensor) -> torch.Tensor:
-        parts = torch.split(values_N.to(pg_loss.dtype), [int(mask.sum()) for mask in trained])
-        zeros = (
-            torch.zeros(mask.shape, dtype=pg_loss.dtype, device=mask.device) for mask in trained
-        )
-        wholes = (
-            zero.masked_scatter(mask, part)
-            for zero, mask, part in zip(zeros, trained, parts, strict=True)
-        )
-        return torch.cat([ranks.mine(whole, i) for i, whole in enumerate(wholes)])
-
     if getattr(args, "use_tis", False):
-        pg_loss = pg_loss * spread(weights_N)
-    metrics = {name: spread(values_N) for name, values_N in metrics_N.items()}
+        pg_loss = pg_loss * ranks.spread(weights_N, trained, like=pg_loss)
+    metrics = {
+        name: ranks.spread(values_N, trained, like=pg_loss) for name, values_N in metrics_N.items()
+    }
     return pg_loss, list(loss_masks), metrics
 
 
@@ -134,6 +125,17 @@ class _Ranks:
     def mine(self, values: torch.Tensor, index: int) -> torch.Tensor:
         """This rank's part of a whole response."""
         return self._through("slice_log_prob_with_cp", values, index)
+
+    def spread(
+        self, values_N: torch.Tensor, trained: Sequence[torch.Tensor], *, like: torch.Tensor
+    ) -> torch.Tensor:
+        """Values of the trained ids, laid out as this rank's responses; 0 elsewhere."""
+        parts = torch.split(values_N.to(like.dtype), [int(mask.sum()) for mask in trained])
+        wholes = (
+            torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_scatter(mask, part)
+            for mask, part in zip(trained, parts, strict=True)
+        )
+        return torch.cat([self.mine(whole, i) for i, whole in enumerate(wholes)])
 
     def _through(self, name: str, values: torch.Tensor, index: int) -> torch.Tensor:
         if not self._split:
