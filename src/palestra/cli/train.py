@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from palestra.cli.loop import run_cancellable
+from palestra.cli.miles import launch
 from palestra.cli.report import conclude
 from palestra.cli.terminal import say
 from palestra.cli.training_view import TrainingView
@@ -34,6 +35,10 @@ Resume = Annotated[
 Sandbox = Annotated[
     SandboxName | None, typer.Option(help="Sandbox backend; short for --set sandbox.backend=.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="With backend = miles: print the job as a script, start none."),
+]
 
 
 def epilog() -> str:
@@ -50,11 +55,20 @@ def train(
     overrides: Overrides = None,
     resume: Resume = None,
     sandbox: Sandbox = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train an agent: environment, gateway, engine and trainer from one recipe."""
     if (recipe is None) == (resume is None):
         raise ConfigError("give either a recipe or --resume DIR")
     overrides = [*(overrides or []), *([f"sandbox.backend={sandbox}"] if sandbox else [])]
+    if recipe is not None:
+        recipe = find_recipe(recipe)
+        resolved = load_recipe(recipe, overrides)
+        if resolved.backend == "miles":
+            launch(resolved, origin=recipe, overrides=overrides, dry_run=dry_run)
+            return
+    if dry_run:
+        raise ConfigError("--dry-run needs a job to print", hint="--set backend=miles")
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides)
@@ -62,7 +76,6 @@ def train(
         _require_certificates(training, resolved, tasks, run.recipe, overrides)
     else:
         assert recipe is not None
-        resolved = load_recipe(find_recipe(recipe), overrides)
         # Before there is a directory: a run that cannot start leaves nothing behind.
         tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, recipe, overrides)
