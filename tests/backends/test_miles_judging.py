@@ -10,7 +10,7 @@ from miles_parts import real_miles
 
 from palestra.backends.miles.metrics import aggregate
 from palestra.backends.miles.settings import HookSettings
-from palestra.errors import ConfigError
+from palestra.errors import ConfigError, EnvironmentUnavailable
 
 Sample = real_miles("miles.utils.types").Sample
 Output = real_miles("miles.rollout.filter_hub.base_types").DynamicFilterOutput
@@ -77,6 +77,20 @@ def test_metrics_have_the_names_of_miles_and_skip_what_nobody_reports() -> None:
         "agent/total_time_min": 4.0,
     }
     assert aggregate([{}, {}]) == {}
+
+
+def test_a_run_in_which_nothing_succeeds_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = real_miles("palestra.backends.miles.service")
+    monkeypatch.setattr(service, "MAX_FAILING_S", 0.0)
+    luck = service.Luck()
+    error = EnvironmentUnavailable("nobody there")
+    for _ in range(service.MAX_FAILURES - 1):
+        luck.failed(error)
+    luck.succeeded()
+    for _ in range(service.MAX_FAILURES - 1):
+        luck.failed(error)
+    with pytest.raises(EnvironmentUnavailable, match="16 rollouts in a row failed.*nobody there"):
+        luck.failed(error)
 
 
 def test_settings_come_from_the_arguments_then_from_the_variables() -> None:
