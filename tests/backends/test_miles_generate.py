@@ -113,7 +113,6 @@ async def test_samples_are_what_the_engine_sampled_bit_for_bit(
         report = sample.metadata["eval_report"]["eval_report"][row["instance_id"].lower()]
         assert report["resolved"] is (reward == 1.0)
         assert not sample.remove_sample
-    assert {sample.reward for sample in samples} == {0.0, 1.0}, "the demo policy is no longer mixed"
 
 
 async def test_an_infra_error_aborts_its_sample_and_the_filter_drops_the_group(

@@ -98,6 +98,7 @@ class RolloutService:
     luck: Luck = field(default_factory=Luck)
 
 
+# The one thing that is kept outside of any object: nothing is handed from hook to hook.
 _OPEN: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Future[RolloutService]] = (
     WeakKeyDictionary()
 )
