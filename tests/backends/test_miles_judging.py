@@ -89,7 +89,7 @@ def test_a_run_in_which_nothing_succeeds_is_stopped(monkeypatch: pytest.MonkeyPa
     luck.succeeded()
     for _ in range(service.MAX_FAILURES - 1):
         luck.failed(error)
-    with pytest.raises(EnvironmentUnavailable, match="16 rollouts in a row failed.*nobody there"):
+    with pytest.raises(EnvironmentUnavailable, match=r"16 rollouts in a row failed.*nobody there"):
         luck.failed(error)
 
 
