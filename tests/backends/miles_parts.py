@@ -70,6 +70,7 @@ def miles_args(front: RunningFront, environment_url: str, **more: Any) -> Namesp
         "palestra_environment_url": environment_url,
         "palestra_infra_retries": 0,
         "palestra_start_timeout_s": 0,
+        "palestra_outage_s": 0,
     }
     return Namespace(**(args | more))
 

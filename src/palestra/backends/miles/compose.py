@@ -270,6 +270,7 @@ def _config(recipe: Recipe) -> dict[str, object]:
         + environment.image_timeout_s
         + environment.episode_timeout_s
         + environment.eval_timeout_s,
+        "outage_s": environment.outage_s,
         "gateway_host": gateway.host,
         "gateway_port": gateway.port,
         "gateway_public_url": gateway.public_url,

@@ -190,7 +190,13 @@ async def _first_healthy(
 ) -> tuple[EnvironmentClient | None, list[str]]:
     errors = []
     for url in candidates:
-        client = EnvironmentClient(url, settings.token, timeout_s=settings.environment_timeout_s)
+        client = EnvironmentClient(
+            url,
+            settings.token,
+            timeout_s=settings.environment_timeout_s,
+            outage_s=settings.outage_s,
+            say=lambda line: logger.warning("palestra: %s", line),
+        )
         try:
             await client.health()
         except EnvironmentUnavailable as error:

@@ -36,6 +36,9 @@ class HookSettings(BaseModel):
     start_timeout_s: float = Field(
         120, ge=0, description="How long the environment server may take to come up."
     )
+    outage_s: float = Field(
+        60, ge=0, description="How long the server may be out of reach before an episode fails."
+    )
     renderer: str | None = Field(
         None, description="Of the gateway; none: the one that writes as the chat template does."
     )
