@@ -1,0 +1,1 @@
+"""The forge: tested Python projects made into graded tasks by seeding bugs."""
