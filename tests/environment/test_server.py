@@ -276,6 +276,17 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+async def test_a_policy_whose_name_nobody_knows_is_trouble_and_no_bad_request() -> None:
+    async with served(mini()) as server:
+        response = await server.run(body(sglang_url="http://no-such-host.invalid:1/v1"))
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        assert (answer["outcome"], answer["mask_sample"]) == ("infra_error", True)
+        assert answer["info"]["exit_status"] == "ModelUnavailable"
+        assert "no-such-host.invalid" in answer["error"]
+        assert (await server.status())["episodes"] == []
+
+
 async def test_a_malformed_request_names_the_field() -> None:
     async with served(mini()) as server:
         for change, field in MALFORMED:

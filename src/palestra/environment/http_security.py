@@ -33,6 +33,10 @@ class EndpointRefused(ValueError):
     """A request named an endpoint that it may not name, or that is none."""
 
 
+class EndpointUnresolved(EndpointRefused):
+    """Nobody knows the host's address now, which may be different soon."""
+
+
 async def check_endpoint(url: str, *, allow_hosts: Collection[str] = ()) -> str:
     """Return ``url`` if a request may name it as its policy endpoint.
 
@@ -76,9 +80,9 @@ async def _resolve(host: str, port: int | None) -> list[Address]:
                 host, port, type=socket.SOCK_STREAM
             )
     except TimeoutError:
-        raise EndpointRefused(f"names {host}, which no name server answers for") from None
+        raise EndpointUnresolved(f"names {host}, which no name server answers for") from None
     except (OSError, UnicodeError) as error:
-        raise EndpointRefused(f"names {host}, which cannot be resolved: {error}") from None
+        raise EndpointUnresolved(f"names {host}, which cannot be resolved: {error}") from None
     return [_plain(ipaddress.ip_address(info[4][0])) for info in found]
 
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from palestra.environment.agents.protocol import ModelEndpoint
-from palestra.environment.http_security import EndpointRefused, check_endpoint
-from palestra.errors import PalestraError, TaskError
+from palestra.environment.http_security import (
+    EndpointRefused,
+    EndpointUnresolved,
+    check_endpoint,
+)
+from palestra.errors import ModelUnavailable, PalestraError, TaskError
 from palestra.records import Task
 from palestra.tasks.rows import task_from_row
 from palestra.wire import RunRequest
@@ -72,10 +76,13 @@ async def choose_endpoint(
 
     Raises:
         BadRequest: the one it names is refused, or there is none at all.
+        ModelUnavailable: nobody knows the address of its host now.
     """
     if request.sglang_url is not None:
         try:
             base_url = await check_endpoint(request.sglang_url, allow_hosts=allow_hosts)
+        except EndpointUnresolved as error:
+            raise ModelUnavailable(f"{request.sglang_url!r} {error}") from None
         except EndpointRefused as error:
             raise BadRequest(f"{request.sglang_url!r} {error}", field="sglang_url") from None
         api_key = None  # ours is not for whomever a request names

@@ -27,7 +27,7 @@ from palestra.environment.server.metrics import ServerMetrics
 from palestra.environment.server.queue import FairQueue
 from palestra.environment.server.reach import reach
 from palestra.environment.server.repeats import KeyReused, Repeats
-from palestra.errors import QueueTimeout
+from palestra.errors import ModelUnavailable, QueueTimeout
 from palestra.records import EpisodeResult, Task
 from palestra.wire import PrefetchRequest, ReachResponse, RunRequest
 
@@ -206,15 +206,18 @@ class EpisodeService:
     async def _episode(self, request: RunRequest, task: Task, client: str) -> bytes:
         completions: list[Mapping[str, Any]] = []
         endpoint: ModelEndpoint | None = None
-        if self._runner.agent.needs_model:
-            endpoint = await choose_endpoint(
-                request,
-                self._policy,
-                allow_hosts=self._section.allow_hosts,
-                on_completion=completions.append if request.return_token_ids else None,
-            )
         with self._listed(task) as live:
-            result = await self._in_turn(live, task, endpoint, client)
+            try:
+                if self._runner.agent.needs_model:
+                    endpoint = await choose_endpoint(
+                        request,
+                        self._policy,
+                        allow_hosts=self._section.allow_hosts,
+                        on_completion=completions.append if request.return_token_ids else None,
+                    )
+                result = await self._in_turn(live, task, endpoint, client)
+            except ModelUnavailable as error:
+                result = never_begun(task, live.episode_id, error)
         self._totals[result.outcome.value] += 1
         self._metrics.add(result)
         model = endpoint.model if endpoint else self.agent_name
