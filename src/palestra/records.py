@@ -154,6 +154,7 @@ class Verdict:
     refused: tuple[RefusedPart, ...] = ()  # what the patch policy left out
     tampered: bool = False  # broke a rule that costs the episode; never with ``resolved``
     findings: tuple[str, ...] = ()  # why it is tampered, beside ``refused``
+    signed: bool = False  # whether the statuses are what the test run itself signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

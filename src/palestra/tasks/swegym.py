@@ -157,8 +157,7 @@ def eval_script(*, instance_id: str, repo: str, base_commit: str, test_patch: st
     """
     spec = spec_for(repo, instance_id=instance_id)
     command = test_command(repo, test_patch, instance_id=instance_id)
-    reset = _reset_lines(base_commit, test_patch)
-    end = _heredoc_end(test_patch)
+    reset = reset_lines(base_commit, test_patch)
     lines = [
         "#!/bin/bash",
         "set -xo pipefail",
@@ -172,9 +171,7 @@ def eval_script(*, instance_id: str, repo: str, base_commit: str, test_patch: st
         # would retry each package for half a minute.
         f"( export PIP_RETRIES=0 PIP_DISABLE_PIP_VERSION_CHECK=1; {spec.install} ) || true",
         *reset,
-        f"git apply -v - <<'{end}'",
-        test_patch.removesuffix("\n"),
-        end,
+        *placing_lines(test_patch),
         f": '{START_MARKER}'",
         command,
         f": '{END_MARKER}'",
@@ -183,8 +180,14 @@ def eval_script(*, instance_id: str, repo: str, base_commit: str, test_patch: st
     return "\n".join(lines) + "\n"
 
 
-def _reset_lines(base_commit: str, test_patch: str) -> list[str]:
-    """Bring the files of the test patch back to base: its edits undone, its new files gone."""
+def placing_lines(test_patch: str) -> list[str]:
+    """Bash that applies the test patch in the current directory."""
+    end = _heredoc_end(test_patch)
+    return [f"git apply -v - <<'{end}'", test_patch.removesuffix("\n"), end]
+
+
+def reset_lines(base_commit: str, test_patch: str) -> list[str]:
+    """Bash that brings the files of the test patch back to base: its edits undone, its new files gone."""
     files = patched_files(test_patch)
     known = [shlex.quote(file.before) for file in files if file.before is not None]
     new = [shlex.quote(file.after) for file in files if file.before != file.after and file.after]

@@ -68,6 +68,7 @@ def judge_sealed(
         resolved=seen.resolved and not findings,
         tampered=bool(findings),
         findings=tuple(findings),
+        signed=True,
     )
 
 
