@@ -172,6 +172,25 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRun:
+    """One command that the agent ran in its sandbox; what it printed is in the messages.
+
+    Attributes:
+        command: as the sandbox was given it.
+        began_s: seconds after the agent began.
+        duration_s: how long it took, in seconds.
+        exit_code: ``None`` when it was cut off; -1 when it timed out.
+        timed_out: whether it was killed for taking too long.
+    """
+
+    command: str
+    began_s: float
+    duration_s: float
+    exit_code: int | None
+    timed_out: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeResult:
     """What the environment knows about one attempt."""
 
@@ -189,6 +208,8 @@ class EpisodeResult:
     num_turns: int
     num_tool_calls: int
     timings: Timings
+    commands: tuple[CommandRun, ...] | None = None
+    """In order; ``None`` when nobody kept account."""
 
     @property
     def reward(self) -> float | None:

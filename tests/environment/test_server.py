@@ -378,7 +378,7 @@ async def test_the_queue_is_first_come_first_served() -> None:
         status = await server.status()
         assert status["concurrency"] == 2
         assert status["stages"].get("queued", 0) == status["queue_length"]
-        assert {"id", "instance_id", "stage", "seconds"} == set(status["episodes"][0])
+        assert {"id", "instance_id", "stage", "seconds"} <= set(status["episodes"][0])
         waited = [(await r).json()["timings"]["queue_s"] for r in requests]
         assert (await server.status())["totals"] == {"unsolved": 6}
     assert order == [f"toy__calc-{number}" for number in range(6)]

@@ -24,6 +24,7 @@ from palestra.environment.sandboxes.protocol import (
     SandboxLimits,
     SandboxSpec,
 )
+from palestra.environment.sandboxes.watched import OnCommand, WatchedSandbox
 from palestra.errors import (
     AgentTimeout,
     GradingTimeout,
@@ -64,10 +65,12 @@ class _Progress:
     agent_s: float | None = None
     eval_s: float | None = None
     agent: AgentResult | None = None
+    sandbox: WatchedSandbox | None = None
     patch: str | None = None
     verdict: Verdict | None = None
     on_stage: OnStage = field(default=lambda _: None)
     on_image: OnProgress = field(default=lambda _: None)
+    on_command: OnCommand = field(default=lambda _: None)
 
 
 class EpisodeRunner:
@@ -119,6 +122,7 @@ class EpisodeRunner:
         episode_id: str | None = None,
         on_stage: OnStage | None = None,
         on_image: OnProgress | None = None,
+        on_command: OnCommand | None = None,
     ) -> EpisodeResult:
         """Run one episode to its end. Failures are in the result; cancelling passes through.
 
@@ -128,6 +132,7 @@ class EpisodeRunner:
             episode_id: a fresh one if not given.
             on_stage: told of each stage as it begins.
             on_image: told how far the image is, where it must be fetched.
+            on_command: told what the agent runs, as it begins and as it ends.
         """
         episode_id = episode_id or secrets.token_hex(8)
         progress = _Progress(began_s=time.monotonic())
@@ -135,6 +140,8 @@ class EpisodeRunner:
             progress.on_stage = on_stage
         if on_image is not None:
             progress.on_image = on_image
+        if on_command is not None:
+            progress.on_command = on_command
         try:
             await self._attempt(task, endpoint, progress)
         except (InfraError, HostError) as error:
@@ -208,11 +215,12 @@ class EpisodeRunner:
     ) -> AgentResult:
         limit_s = self._section.episode_timeout_s + AGENT_GRACE_S
         began_s = time.monotonic()
+        progress.sandbox = WatchedSandbox(sandbox, progress.on_command)
         try:
             async with _within(
                 limit_s, AgentTimeout(f"{task.instance_id}: the agent did not end in {limit_s:g} s")
             ):
-                return await self._agent.run(task, sandbox, endpoint)
+                return await self._agent.run(task, progress.sandbox, endpoint)
         finally:
             progress.agent_s = time.monotonic() - began_s
 
@@ -303,6 +311,7 @@ def _result(
             eval_s=progress.eval_s,
             total_s=time.monotonic() - progress.began_s,
         ),
+        commands=progress.sandbox.commands if progress.sandbox else None,
     )
 
 

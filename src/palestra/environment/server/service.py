@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from palestra.config import EnvironmentSection
@@ -33,6 +33,8 @@ from palestra.wire import PrefetchRequest, ReachResponse, RunRequest
 
 QUEUED = "queued"
 IMAGE = "image"
+AGENT = "agent"
+_SHOWN_CHARS = 400
 
 
 class ServerStopping(Exception):
@@ -48,11 +50,21 @@ class _Live:
     image_name: str
     began_s: float
     stage: str = QUEUED
+    stage_began_s: float = field(default_factory=time.monotonic)
     image: ImageProgress | None = None
+    command: str | None = None
+    command_began_s: float = 0.0
+    num_commands: int = 0
 
     def enter(self, stage: str) -> None:
         self.stage = stage
+        self.stage_began_s = time.monotonic()
         self.image = None
+
+    def note_command(self, command: str | None) -> None:
+        self.num_commands += command is not None
+        self.command = command
+        self.command_began_s = time.monotonic()
 
     def note_image(self, progress: ImageProgress) -> None:
         self.image = progress
@@ -66,7 +78,20 @@ class _Live:
             "instance_id": self.instance_id,
             "stage": self.stage,
             "seconds": round(now_s - self.began_s, 3),
+            "stage_seconds": round(now_s - self.stage_began_s, 3),
             **({"detail": pulling(image)} if image else {}),
+            **self._describe_command(now_s),
+        }
+
+    def _describe_command(self, now_s: float) -> dict[str, Any]:
+        if self.stage != AGENT:
+            return {}
+        running = {} if self.command is None else {"command": self.command[:_SHOWN_CHARS]}
+        return {
+            "commands": self.num_commands,
+            # Of the command, or of the thinking since the last one.
+            "doing_seconds": round(now_s - (self.command_began_s or self.stage_began_s), 3),
+            **running,
         }
 
 
@@ -236,6 +261,7 @@ class EpisodeService:
                     episode_id=live.episode_id,
                     on_stage=live.enter,
                     on_image=live.note_image,
+                    on_command=live.note_command,
                 )
         except QueueTimeout as error:
             queue_s = time.monotonic() - live.began_s
