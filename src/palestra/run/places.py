@@ -25,6 +25,12 @@ def state_folder() -> Path:
     return Path(named) if named else _cache() / "sandboxes"
 
 
+def forge_folder() -> Path:
+    """Checkouts of projects and journals of the forge: ``$PALESTRA_FORGE``, else the cache."""
+    named = os.environ.get("PALESTRA_FORGE")
+    return Path(named) if named else _cache() / "forge"
+
+
 def deployment_folder() -> Path:
     """What ``palestra up`` keeps: ``$PALESTRA_DEPLOYMENT``, else below the user's state."""
     named = os.environ.get("PALESTRA_DEPLOYMENT")
