@@ -21,7 +21,7 @@ def test_lists_are_read_and_each_project_comes_once(tmp_path: Path) -> None:
 
 
 def test_a_list_that_is_not_there_or_empty_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(HostError, match="nowhere.txt"):
+    with pytest.raises(HostError, match=r"nowhere\.txt"):
         projects_of([str(tmp_path / "nowhere.txt")])
     (tmp_path / "empty.txt").write_text("# nothing\n")
     with pytest.raises(TaskError, match="no project"):
