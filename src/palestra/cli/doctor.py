@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from palestra.cli.loop import run_cancellable
+from palestra.cli.terminal import Counter
 from palestra.config import Recipe
 from palestra.recipe_files import load_recipe, parse_recipe
 from palestra.run.doctor import Finding, Level, examine
@@ -26,6 +27,14 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value; repeatable.")
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare this engine's logprobs with the trainer's instead: local, or the "
+            "http://HOST:PORT of an SGLang server that serves model.path."
+        ),
+    ] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions that --engine samples.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Look at versions, sandboxes, images, disks, GPU, hub and addresses; say what to do.
@@ -33,6 +42,9 @@ def doctor(
     Ends with 1 if something does not work. Notes are about what works without, at a price.
     """
     settings = load_recipe(find_recipe(recipe), overrides or ()) if recipe else _defaults(overrides)
+    if engine is not None:
+        _compare_engine(settings, engine, sessions, as_json=as_json)
+        return
     findings = run_cancellable(_examined(settings, as_json=as_json), stopping="stopping")
     if as_json:
         typer.echo(orjson.dumps(findings).decode())
@@ -51,6 +63,18 @@ async def _examined(recipe: Recipe, *, as_json: bool) -> list[Finding]:
         if not as_json:
             _print(finding)
     return findings
+
+
+def _compare_engine(recipe: Recipe, engine: str, num_sessions: int, *, as_json: bool) -> None:
+    from palestra.run.engines import compared
+    from palestra.run.fidelity import describe
+
+    with Counter("sessions", num_sessions) as counter:
+        found = run_cancellable(
+            compared(recipe, engine, num_sessions=num_sessions, on_session=counter.advance),
+            stopping="stopping",
+        )
+    typer.echo(orjson.dumps(found).decode() if as_json else describe(found))
 
 
 def _print(finding: Finding) -> None:
