@@ -31,6 +31,7 @@ from palestra.learning.rollouts.filters import DropReason, JudgedGroup, judge
 from palestra.learning.rollouts.protocol import Collector, RolloutObserver
 from palestra.learning.rollouts.task_order import TaskOrder
 from palestra.records import Group, Outcome, Rollout, Task
+from palestra.wire import timings_to_wire
 
 _ERRORS_SHOWN = 3
 
@@ -224,7 +225,7 @@ class RolloutScheduler:
         try:
             async with asyncio.TaskGroup() as siblings:
                 rollouts = [
-                    siblings.create_task(self._run_episode(task, f"{group_id}-{number}"))
+                    siblings.create_task(self._run_episode(task, group_id, number))
                     for number in range(self._section.group_size)
                 ]
         except BaseExceptionGroup as errors:
@@ -237,20 +238,25 @@ class RolloutScheduler:
             rollouts=tuple(rollout.result() for rollout in rollouts),
         )
 
-    async def _run_episode(self, task: Task, rollout_id: str) -> Rollout:
+    async def _run_episode(self, task: Task, group_id: str, number: int) -> Rollout:
+        rollout_id = f"{group_id}-{number}"
         async with self._slots:
+            began_s = time.time()
             rollout = await self._collector.collect(task, rollout_id)
         episode = rollout.episode
         self._events.emit(
             "rollout",
             rollout_id=rollout_id,
+            group_id=group_id,
             instance_id=task.instance_id,
+            began_s=began_s,
             outcome=episode.outcome.value,
             exit_status=episode.exit_status,
             reward=rollout.reward,
             num_turns=episode.num_turns,
             versions=sorted(rollout.trace.policy_versions),
             total_s=episode.timings.total_s,
+            timings=timings_to_wire(episode.timings),
             error=episode.error,
         )
         if self._observer is not None:
