@@ -42,6 +42,9 @@ class Task:
     patch applied; it puts the hidden tests in place and runs them between the
     markers ``>>>>> Start Test Output`` and ``>>>>> End Test Output``.
     ``log_parser`` names how that output is read.
+
+    ``setup_patch`` is a git diff that turns the repository of the image into the task's: with
+    it applied, the tree is one commit without parents, and ``base_commit`` is its id.
     """
 
     instance_id: str
@@ -59,6 +62,7 @@ class Task:
     subset: str = "gym"
     split: str = "train"
     files: tuple[TaskFile, ...] = ()
+    setup_patch: str = ""
     row: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """The row as it came, field for field; only the wire and converters read it."""
 

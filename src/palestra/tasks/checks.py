@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from palestra.records import Task
-from palestra.tasks.patches import flaw
+from palestra.records import HOST_IMAGE, Task
+from palestra.tasks.patches import flaw, flaw_of_setup
 from palestra.tasks.swegym import END_MARKER, START_MARKER
 
 LOG_PARSERS = frozenset(
@@ -26,6 +26,7 @@ LOG_PARSERS = frozenset(
 """The names of log parsers that a row may give; the grader has a parser for each."""
 
 _COMMIT = re.compile(r"[0-9a-fA-F]{4,64}|HEAD")
+_FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _IMAGE = re.compile(r"\w[\w.-]*(?::\d+)?(?:/[\w.-]+)*(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Options of pytest whose value is the next word.
@@ -48,12 +49,24 @@ def _flaws(task: Task) -> Iterator[tuple[str, str]]:
     for name, patch in (("patch", task.gold_patch), ("test_patch", task.test_patch)):
         if wrong := flaw(patch):
             yield name, wrong
+    yield from _flaws_of_setup(task)
     for marker in (START_MARKER, END_MARKER):
         if marker not in task.eval_script:
             yield "eval_script", f"has no marker {marker!r}"
     if task.eval_script.find(END_MARKER) < task.eval_script.find(START_MARKER):
         yield "eval_script", "prints its end marker before its start marker"
     yield from _flaws_of_tests(task)
+
+
+def _flaws_of_setup(task: Task) -> Iterator[tuple[str, str]]:
+    if not task.setup_patch:
+        return
+    if task.files or task.image == HOST_IMAGE:
+        yield "setup_patch", "is for the repository of an image, and this row brings its own"
+    if not _FULL_COMMIT.fullmatch(task.base_commit):
+        yield "base_commit", "is no full commit id, which a setup patch has to make"
+    if wrong := flaw_of_setup(task.setup_patch):
+        yield "setup_patch", wrong
 
 
 def _flaws_of_tests(task: Task) -> Iterator[tuple[str, str]]:

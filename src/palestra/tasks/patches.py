@@ -12,6 +12,13 @@ _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 _ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
 
+# A path that git writes in quotes, or one that is no plain file of a repository.
+_UNFIT_PATH = re.compile(r'[\x00-\x1f\x7f"\\]|(?:^|/)(?:\.\.?|\.git|)(?:/|$)', re.IGNORECASE)
+_UNFIT_HEADER = re.compile(
+    r"GIT binary patch|Binary files |rename |copy |similarity index "
+    r"|(?:new file|deleted file|old|new) mode (?!100644$|100755$)"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchedFile:
@@ -54,6 +61,34 @@ def flaw(patch: str) -> str | None:
     if any(remaining):
         return "ends in the middle of a hunk"
     return None if num_files else "is no unified diff: it names no file"
+
+
+def flaw_of_setup(patch: str) -> str | None:
+    """What keeps ``patch`` from being a setup patch, if anything does.
+
+    One is a git diff that changes plain text files inside of the repository and renames none.
+    """
+    try:
+        if b"\0" in patch.encode():
+            return "is not plain text"
+    except UnicodeEncodeError:
+        return "is not plain text"
+    if (wrong := flaw(patch)) is not None:
+        return wrong
+    blocks = list(_header_blocks(patch))
+    if not blocks:
+        return "is no git diff: no line of it begins with 'diff --git '"
+    for block in blocks:
+        unfit = next((line for line in block if _UNFIT_HEADER.match(line)), None)
+        if unfit is not None:
+            return f"may change plain text files only, and says {unfit!r}"
+        file = _read(block)
+        path = file.after if file.before is None else file.before
+        if path is None or file.after not in (None, path):
+            return f"cannot be read at {block[0]!r}"
+        if _UNFIT_PATH.search(path):
+            return f"changes {path!r}, which is no plain path inside of the repository"
+    return None
 
 
 def unquote(name: str) -> str:

@@ -50,6 +50,7 @@ def task_from_row(row: Mapping[str, Any]) -> Task:
             subset=fields.text("subset", default="gym"),
             split=fields.text("split", default="train"),
             files=fields.files(),
+            setup_patch=fields.text("setup_patch", default=""),
             row=row,
         )
     except ValueError as error:
@@ -85,6 +86,8 @@ def task_to_row(task: Task) -> dict[str, Any]:
         "subset": task.subset,
         "split": task.split,
     }
+    if task.setup_patch:
+        row["setup_patch"] = task.setup_patch
     if task.files:
         row["files"] = [
             {"path": file.path, "text": file.text, "executable": file.executable}

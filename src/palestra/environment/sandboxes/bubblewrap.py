@@ -295,7 +295,7 @@ class BubblewrapBackend:
             async with self._hiding, AsyncExitStack() as stack:
                 ground = self._ground(bare, tools.userland)
                 sandbox = await self._entered(stack, tools, bare, ground)
-                seal = await hide_future(sandbox, str(spec.base_commit))
+                seal = await hide_future(sandbox, str(spec.base_commit), spec.setup_patch)
                 await copy_written(self._written_folder(sandbox), folder)
             return seal
 

@@ -181,7 +181,7 @@ class EngineBackend:
             launch = _Launch(api, sandbox_id=secrets.token_hex(6))
             try:
                 sandbox = await self._in_time(launch.start(spec.image, bare))
-                seal = await hide_future(sandbox, str(spec.base_commit))
+                seal = await hide_future(sandbox, str(spec.base_commit), spec.setup_patch)
                 await launch.keep(name, labels(seal))
             finally:
                 await uninterrupted(launch.stop())

@@ -1,7 +1,9 @@
 # Leaves nothing in this file system that a repository knew after one commit. POSIX sh, git,
 # coreutils, find, awk. Run once for an image, in a sandbox whose changes are then kept.
 #
-#     set -- FOLDER COMMIT VERSION; . this file
+#     set -- FOLDER COMMIT VERSION [PATCH]; . this file
+#
+# With a patch, COMMIT is made first: the patched tree of HEAD, without parents.
 #
 # Nothing is taken out of the old repository: a new one is made that holds what COMMIT reaches
 # (and what the index names that also lies in the working tree), and the old one is removed with
@@ -15,7 +17,8 @@ work=$(mktemp -d /tmp/palestra-hide.XXXXXX)
 fail() { echo "cannot hide what came after the base commit: $*"; exit 1; }
 plain_git() { command git -c 'safe.directory=*' -c core.fsmonitor=false -c core.hooksPath=/dev/null \
   -c gc.auto=0 -c core.untrackedCache=false -c core.splitIndex=false -c core.quotePath=true \
-  -c core.warnAmbiguousRefs=false -c advice.detachedHead=false "$@"; }
+  -c core.warnAmbiguousRefs=false -c advice.detachedHead=false \
+  -c advice.graftFileDeprecated=false "$@"; }
 # The new repository, while it is not in its place yet.
 new_git() { GIT_DIR=$new GIT_WORK_TREE=$top plain_git "$@"; }
 
@@ -173,7 +176,7 @@ other_copies() {
   find / -xdev -type d -name objects 2>/dev/null | while IFS= read -r store; do
     other=${store%/objects}
     [ "$other" != "$top/.git" ] && [ -f "$other/HEAD" ] && [ -d "$other/refs" ] || continue
-    { echo "$base"; cat "$scratch/folders"; } |
+    { echo "$base"; cat "$scratch/folders" "$work/former"; } |
       GIT_DIR=$other plain_git cat-file --batch-check='%(objectname)' 2>/dev/null |
       grep -qv ' missing$' || continue
     copy=${other%/.git}
@@ -194,6 +197,57 @@ other_copies() {
     done
 }
 
+# set_up FOLDER COMMIT PATCH: makes HEAD the commit of its patched tree, and nothing else.
+set_up() (
+  cd "$1"
+  top=$(plain_git rev-parse --show-toplevel) || fail "$1 is in no git repository"
+  cd "$top"
+  former=$(plain_git rev-parse --verify -q 'HEAD^{commit}') || fail "$top has no commit"
+  plain_git status --porcelain >"$work/status"
+  [ ! -s "$work/status" ] ||
+    fail "the setup patch needs a clean repository, and in $top git says: $(head -n 3 "$work/status")"
+  # In the index alone: as blobs, which no setting or attribute converts.
+  plain_git apply --cached --whitespace=nowarn "$3" ||
+    fail "the setup patch does not apply to $former"
+  made=$(root_commit "$(plain_git write-tree)")
+  [ "$made" = "$2" ] ||
+    fail "the setup patch makes the commit $made of $former, and base_commit is $2"
+  plain_git -c core.quotePath=false diff-tree -r --no-renames --name-only "$former" "$made" \
+    >"$work/changed"
+  while IFS= read -r path; do change_file; done <"$work/changed"
+  plain_git update-index -q --refresh >/dev/null || :
+  plain_git diff-files --quiet || fail "the setup patch cannot be laid into $top"
+  plain_git update-ref HEAD "$made"
+  echo "$former" >"$work/former"
+  rm -f "$3"
+)
+
+# As the repositories that are made of the files of a row.
+root_commit() {
+  who="palestra <palestra@localhost> 1600000000 +0000"
+  printf 'tree %s\nauthor %s\ncommitter %s\n\nInitial commit\n' "$1" "$who" "$who" |
+    plain_git hash-object -t commit -w --stdin
+}
+
+# Lays the file $path as the index has it, and removes what was made of it before.
+change_file() {
+  folder=./
+  case $path in */*) folder=./${path%/*}/ ;; esac
+  name=${path##*/}
+  rm -f "./$path" "./$path.orig" "./$path.rej" "./$path~" "./${path%.py}.pyc"
+  rm -f "$folder"__pycache__/"${name%.py}".*
+  plain_git checkout-index -q -f -u -- "$path" 2>/dev/null || :
+  if [ -f "./$path" ]; then
+    TZ=UTC0 touch -t 202009131226.40 "./$path"
+    return
+  fi
+  while [ "$folder" != ./ ] && rmdir "$folder" 2>/dev/null; do
+    folder=${folder%/*/}/
+  done
+}
+
+: >"$work/former"
+[ -z "${4:-}" ] || set_up "$1" "$2" "$4"
 hide "$1" "$2"
 cd "$1"
 top=$(plain_git rev-parse --show-toplevel)

@@ -3,7 +3,9 @@
 Images are made from clones, and a clone holds every later commit, tag and branch: the fix that
 an agent is asked for is one ``git log --all`` away. So each image is prepared once for each base
 commit, in a sandbox of its own (``hide_future.sh`` says how), and what that changed is kept as a
-layer over the image. The maker of a layer keeps its :class:`Seal` outside of it; a sandbox that
+layer over the image. With a setup patch, the base commit itself is made first: the patched
+tree as the one commit of the repository, and what the patch took out is gone with the rest.
+The maker of a layer keeps its :class:`Seal` outside of it; a sandbox that
 starts on the layer must look exactly as the seal says, or it is not used.
 """
 
@@ -28,6 +30,9 @@ VERIFY_TIMEOUT_S = 60.0
 HIDING_LIMITS = SandboxLimits(memory_bytes=8 << 30, num_pids=512, disk_bytes=32 << 30)
 """Of the sandbox in which an image is prepared; packing takes memory."""
 
+_PATCH_FILE = "/tmp/palestra-setup.patch"
+_HINT = "the image needs git, and a repository that holds the base commit"
+_SETUP_HINT = "the image needs git, and the clean repository that the setup patch was made against"
 _TAIL_CHARS = 400
 _STATE_LIMIT_BYTES = 4 << 20
 # What git says of HEAD, what stands in the files that name refs, and every file with its size:
@@ -85,31 +90,40 @@ def layer_key(spec: SandboxSpec, identity: str) -> str:
     """A name for the layer that tells apart everything that makes it.
 
     Args:
-        spec: names the repository's folder and the commit.
+        spec: names the repository's folder, the commit and the setup patch.
         identity: of the image's content.
     """
-    parts = (identity, spec.workdir, spec.base_commit, PROCEDURE)
+    parts: list[str | int | None] = [identity, spec.workdir, spec.base_commit, PROCEDURE]
+    if spec.setup_patch:
+        parts.append(spec.setup_patch)
     return hashlib.sha256(orjson.dumps(parts)).hexdigest()[:24]
 
 
-async def hide_future(sandbox: Sandbox, commit: str) -> Seal:
+async def hide_future(sandbox: Sandbox, commit: str, setup_patch: str = "") -> Seal:
     """Remove from ``sandbox`` whatever its repository knows after ``commit``.
 
+    Args:
+        sandbox: with the image as it is.
+        commit: the last that stays.
+        setup_patch: makes ``commit`` of what the repository holds; empty: it is there.
+
     Raises:
-        ImageError: the repository does not hold the commit, or cannot be read.
+        ImageError: the repository does not hold the commit, the patch does not make it, or
+            the repository cannot be read.
         SandboxError: the sandbox failed.
     """
     script = resources.files(__package__).joinpath("hide_future.sh").read_text(encoding="utf-8")
-    folder = shlex.quote(sandbox.workdir)
-    done = await sandbox.run(
-        f"set -- {folder} {shlex.quote(commit)} {PROCEDURE}\n{script}", timeout_s=HIDE_TIMEOUT_S
-    )
+    arguments = [sandbox.workdir, commit, str(PROCEDURE)]
+    if setup_patch:
+        await sandbox.write_file(_PATCH_FILE, setup_patch.encode())
+        arguments.append(_PATCH_FILE)
+    done = await sandbox.run(f"set -- {shlex.join(arguments)}\n{script}", timeout_s=HIDE_TIMEOUT_S)
     if done.exit_code != 0:
         why = done.output.strip()[-_TAIL_CHARS:] or f"exit code {done.exit_code}"
         hit = f", and hit the limit of {done.limit}" if done.limit else ""
         raise ImageError(
             f"{sandbox.workdir}: what came after {commit} cannot be hidden{hit}: {why}",
-            hint="the image needs git, and a repository that holds the base commit",
+            hint=_SETUP_HINT if setup_patch else _HINT,
         )
     state = await _state(sandbox)
     _check(state, commit)

@@ -29,7 +29,8 @@ class SandboxSpec:
 
     ``files`` are laid into ``workdir`` as a git repository with one commit, for
     tasks that carry their repository in the row. ``base_commit`` is the last one that the
-    repository of the image may show; ``None``: as the image is.
+    repository of the image may show; ``None``: as the image is. ``setup_patch`` makes that
+    commit of what the image's repository holds.
     """
 
     image: str
@@ -39,6 +40,11 @@ class SandboxSpec:
     limits: SandboxLimits = SandboxLimits()
     network: bool = False
     base_commit: str | None = None
+    setup_patch: str = ""
+
+    def __post_init__(self) -> None:
+        if self.setup_patch and self.base_commit is None:
+            raise ValueError("a setup patch needs the id of the commit that it makes")
 
     @classmethod
     def for_task(cls, task: Task, limits: SandboxLimits, env: Mapping[str, str]) -> SandboxSpec:
@@ -50,6 +56,7 @@ class SandboxSpec:
             env=env,
             limits=limits,
             base_commit=None if task.files else task.base_commit,
+            setup_patch="" if task.files else task.setup_patch,
         )
 
 
