@@ -30,7 +30,7 @@ from palestra.learning.rollouts.gateway_client import GatewayClient
 from palestra.policy.engines.scripted import ScriptedEngine
 from palestra.policy.tiny import make_tiny_model
 from palestra.records import EpisodeResult, Outcome, Task
-from palestra.run.demonstrations import teacher
+from palestra.run.demonstrations import as_action, teacher
 from palestra.run.policy import load_tokenizer, serving
 from palestra.tasks.katas import KataSpec, generate_rows
 from palestra.tasks.katas.blind import Edit, blind_demonstration, blind_edits, look_edit_submit
@@ -73,7 +73,7 @@ async def test_a_practice_conversation_has_the_ids_of_a_real_episode(
     engine = ScriptedEngine(
         lambda text: tokenizer.encode(text, add_special_tokens=False),
         lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-        teacher(tasks, blind),
+        teacher(tasks, lambda task: tuple(map(as_action, blind(task)))),
         stop_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
     )
     async with (

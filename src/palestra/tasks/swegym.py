@@ -187,7 +187,7 @@ def placing_lines(test_patch: str) -> list[str]:
 
 
 def reset_lines(base_commit: str, test_patch: str) -> list[str]:
-    """Bash that brings the files of the test patch back to base: its edits undone, its new files gone."""
+    """Bash that brings the test patch's files back to base: edits undone, new files gone."""
     files = patched_files(test_patch)
     known = [shlex.quote(file.before) for file in files if file.before is not None]
     new = [shlex.quote(file.after) for file in files if file.before != file.after and file.after]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from palestra.errors import TaskError
 from palestra.records import Task
+from palestra.tasks.sed import fragments, pattern, replacement, single_quoted
 
 SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 
@@ -44,14 +45,14 @@ def _edit(task: Task, path: str, before: Sequence[str], change: tuple[int, str, 
         return f"git apply <<'END_OF_PATCH'\n{task.gold_patch}END_OF_PATCH"
     number, old, new = change
     wanted = [*before[: number - 1], new, *before[number:]]
-    for part, replacement in _fragments(old, new):
-        expression = f"s/{_pattern(part)}/{_replacement(replacement)}/"
-        if [line.replace(part, replacement, 1) for line in before] == wanted:
-            return f"sed -i {_single_quoted(expression)} {shlex.quote(path)}"
-        if old.replace(part, replacement, 1) == new:
-            return f"sed -i {_single_quoted(f'{number}{expression}')} {shlex.quote(path)}"
-    expression = f"{number}s/.*/{_replacement(new)}/"
-    return f"sed -i {_single_quoted(expression)} {shlex.quote(path)}"
+    for part, instead in fragments(old, new):
+        expression = f"s/{pattern(part)}/{replacement(instead)}/"
+        if [line.replace(part, instead, 1) for line in before] == wanted:
+            return f"sed -i {single_quoted(expression)} {shlex.quote(path)}"
+        if old.replace(part, instead, 1) == new:
+            return f"sed -i {single_quoted(f'{number}{expression}')} {shlex.quote(path)}"
+    expression = f"{number}s/.*/{replacement(new)}/"
+    return f"sed -i {single_quoted(expression)} {shlex.quote(path)}"
 
 
 def _one_line_change(patch: str) -> tuple[int, str, str] | None:
@@ -73,34 +74,3 @@ def _one_line_change(patch: str) -> tuple[int, str, str] | None:
     if len(removed) == len(added) == 1:
         return (*removed[0], added[0])
     return None
-
-
-def _fragments(old: str, new: str) -> list[tuple[str, str]]:
-    """What to replace by what, from the words that differ to the whole line."""
-    before, after = old.split(" "), new.split(" ")
-    shortest = min(len(before), len(after))
-    start = 0
-    while start < shortest and before[start] == after[start]:
-        start += 1
-    end = 0
-    while end < shortest - start and before[-1 - end] == after[-1 - end]:
-        end += 1
-    found = []
-    for lead, tail in ((start, end), (max(start - 1, 0), end), (start, max(end - 1, 0))):
-        part, replacement = (" ".join(w[lead : len(w) - tail]) for w in (before, after))
-        spaces = (" " if lead else "", " " if tail else "")
-        if part.strip():
-            found.append((part.join(spaces), replacement.join(spaces)))
-    return found
-
-
-def _pattern(text: str) -> str:
-    return re.sub(r"([\\/.*\[\]^$])", r"\\\1", text)
-
-
-def _replacement(text: str) -> str:
-    return re.sub(r"([\\/&])", r"\\\1", text)
-
-
-def _single_quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
