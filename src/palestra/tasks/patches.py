@@ -86,9 +86,14 @@ def flaw_of_setup(patch: str) -> str | None:
         path = file.after if file.before is None else file.before
         if path is None or file.after not in (None, path):
             return f"cannot be read at {block[0]!r}"
-        if _UNFIT_PATH.search(path):
+        if not is_plain_path(path):
             return f"changes {path!r}, which is no plain path inside of the repository"
     return None
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether ``path`` names a file inside of a repository in plain characters."""
+    return not _UNFIT_PATH.search(path)
 
 
 def unquote(name: str) -> str:

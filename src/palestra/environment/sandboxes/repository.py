@@ -47,6 +47,12 @@ def commit_of(files: Sequence[TaskFile]) -> str:
     return _Objects(files).commit
 
 
+def root_commit_of(tree: str) -> str:
+    """The id of the commit of ``tree`` that has no parents, made as those of files are."""
+    body = _root_commit(tree)
+    return _sha1(b"commit %d\0%s" % (len(body), body)).hex()
+
+
 def write_repository(folder: Path, files: Sequence[TaskFile]) -> str:
     """Lay ``files`` into ``folder`` as a clean checkout of one commit; return its id.
 
@@ -74,8 +80,7 @@ class _Objects:
         self.contents: dict[str, bytes] = {}
         self.entries = sorted(map(self._entry, files), key=lambda entry: entry.path)
         tree = self._tree(self.entries, b"").hex()
-        text = f"tree {tree}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{_MESSAGE}"
-        self.commit = self._object(b"commit", text.encode()).hex()
+        self.commit = self._object(b"commit", _root_commit(tree)).hex()
 
     def _entry(self, file: TaskFile) -> _Entry:
         data = _data(file)
@@ -108,6 +113,10 @@ class _Objects:
         sha1 = _sha1(content)
         self.contents[sha1.hex()] = content
         return sha1
+
+
+def _root_commit(tree: str) -> bytes:
+    return f"tree {tree}\nauthor {_IDENTITY}\ncommitter {_IDENTITY}\n\n{_MESSAGE}".encode()
 
 
 def _data(file: TaskFile) -> bytes:
