@@ -27,7 +27,9 @@ from palestra.tasks.rows import task_from_row
 MAX_FAILING = 20
 """Tests that a bug may make fail; one that breaks more is no puzzle."""
 _MAX_FAILING_SHARE = 0.25
-_ALIKE = 2
+# Single bugs that fail the same tests. Of several bugs at once, none: where they fail just what
+# one of them fails by itself, the others do not show.
+_MOST_ALIKE = 2
 # Bugs at once, files that they lie in, share of the tasks. What one kind cannot give, for want
 # of bugs, the first kind makes up for.
 _MIX = ((2, 1, 0.22), (3, 1, 0.08), (2, 2, 0.05), (4, 2, 0.05))
@@ -129,7 +131,8 @@ class Maker:
             return
         async with aclosing(self._tried(drafts)) as results:
             async for draft, tried in results:
-                if tried.reason is None and self._alike[tried.failing] >= _ALIKE:
+                most = _MOST_ALIKE if draft.num_sites == 1 else 1
+                if tried.reason is None and self._alike[tried.failing] >= most:
                     tried = Tried(key=tried.key, reason="fails the same tests as others")
                 self._on_tried(tried)
                 if tried.reason is not None:
