@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +11,7 @@ import typer
 
 from palestra.cli.loop import run_until_stopped
 from palestra.cli.terminal import say
+from palestra.cli.waiting import end_of_stdin
 from palestra.config import AgentName, Recipe, SandboxName
 from palestra.errors import SandboxUnavailable
 from palestra.recipe_files import change_recipe, load_recipe
@@ -123,7 +122,7 @@ def serve(
                 on_ready=on_ready,
                 stop=stop,
             ),
-            watch=_end_of_stdin if exit_with_parent else None,
+            watch=end_of_stdin if exit_with_parent else None,
             stopping="stopping: waiting for episodes to end",
         )
     except SandboxUnavailable as error:
@@ -136,12 +135,3 @@ def _announce(ready_fd: int | None, line: bytes) -> None:
         with suppress(OSError):
             os.write(ready_fd, line)
             os.close(ready_fd)
-
-
-async def _end_of_stdin() -> None:
-    """Return when the process that started us is gone: its end of our stdin closes."""
-    reader = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while await reader.read(1024):
-        pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -22,6 +21,7 @@ from palestra.report.interval_chart import interval_chart
 from palestra.report.run_record import RunRecord
 from palestra.report.summary import evaluation_command
 from palestra.report.time_use import clock_stages, episode_stages, total_s
+from palestra.report.visible import diff_line, shown
 from palestra.report.words import count, duration, from_here, interval_words, percent, plural
 
 _TEMPLATES = "templates"
@@ -209,8 +209,8 @@ def _environment() -> Environment:
         "percent": percent,
         "interval": interval_words,
         "duration": duration,
-        "shown": _shown,
-        "diff_line": _diff_line,
+        "shown": shown,
+        "diff_line": diff_line,
     }
     environment.globals["style"] = Markup(_template("style.css"))  # our own file
     return environment
@@ -218,24 +218,3 @@ def _environment() -> Environment:
 
 def _template(name: str) -> str:
     return files("palestra.report").joinpath(_TEMPLATES, name).read_text(encoding="utf-8")
-
-
-def _shown(text: str) -> str:
-    """Text as it can be seen: control and direction characters by their names."""
-    return "".join(_visible(char) if _is_hidden(char) else char for char in text)
-
-
-def _is_hidden(char: str) -> bool:
-    return char not in "\n\t" and unicodedata.category(char) in {"Cc", "Cf", "Cs"}
-
-
-def _visible(char: str) -> str:
-    code = ord(char)
-    return chr(0x2400 + code) if code < 0x20 else f"\\u{code:04x}"
-
-
-def _diff_line(line: str) -> str:
-    """The class of a line of a unified diff."""
-    if line.startswith(("+++", "---", "diff ", "index ", "@@", "new file", "deleted file")):
-        return "meta"
-    return {"+": "plus", "-": "minus"}.get(line[:1], "same")

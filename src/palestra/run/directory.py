@@ -49,6 +49,16 @@ class RunDirectory:
         return self.root / "metrics.csv"
 
     @property
+    def rollouts(self) -> Path:
+        """Every episode of training, a file a step."""
+        return self.root / "rollouts"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works on the run."""
+        return self.root / ".lock"
+
+    @property
     def report(self) -> Path:
         """The page that shows what the run did."""
         return self.root / "report.html"
@@ -116,7 +126,7 @@ def locked(run: RunDirectory) -> Iterator[None]:
         ConfigError: another process has it.
     """
     try:
-        fd = os.open(run.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise HostError.from_os(error, doing=f"cannot lock {run.root}") from error
     try:

@@ -162,6 +162,7 @@ async def _environment(
         ) as client,
     ):
         await client.health()
+        events.emit("environment.ready", url=url)
         yield client
 
 
