@@ -19,6 +19,8 @@ from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
 from palestra.cli.train import epilog, train
 from palestra.cli.up import down, up
+from palestra.cli.view import view
+from palestra.cli.why import why
 from palestra.errors import HostError, NoIsolation, PalestraError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -35,6 +37,8 @@ app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
 app.command("certify")(certify_tasks)
 app.command("report")(report)
+app.command("why")(why)
+app.command("view")(view)
 app.command("doctor")(doctor)
 app.command("serve")(serve)
 app.command("up")(up)
