@@ -15,6 +15,7 @@ from palestra.dashboard.library import UnknownRun
 from palestra.dashboard.pages import page_routes
 from palestra.dashboard.rendering import render
 from palestra.dashboard.site import NothingThere, Site
+from palestra.dashboard.why_pages import WhyPages
 from palestra.environment.server.auth import TokenGate
 from palestra.errors import PalestraError
 
@@ -36,6 +37,7 @@ def create_app(site: Site, *, token: str | None = None, hosts: Iterable[str] = (
     app = FastAPI(title="Palestra", docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(page_routes(site))
     app.include_router(data_routes(site))
+    app.include_router(WhyPages(site).router)
     statics = _statics()
 
     @app.get("/static/{name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from palestra.dashboard.comparing import joint_series
@@ -14,6 +13,7 @@ from palestra.dashboard.library import is_live
 from palestra.dashboard.listing import MAX_ROWS, PAGE_ROWS, TRAINING, parse_query, select, to_wire
 from palestra.dashboard.now import machine_now
 from palestra.dashboard.panels import series_of
+from palestra.dashboard.rendering import to_json
 from palestra.dashboard.site import Site
 from palestra.dashboard.tokens import PAGE_IDS, token_page
 
@@ -44,7 +44,7 @@ class _Data:
         index = self._site.library.open(run)
         if index.revision == since:
             return Response(status_code=204)
-        return _json(
+        return to_json(
             {
                 "revision": index.revision,
                 "live": is_live(index.run),
@@ -58,11 +58,11 @@ class _Data:
     def compare(self, a: str, b: str) -> Response:
         """The panels of two runs on the same axes."""
         first, second = self._site.library.open(a), self._site.library.open(b)
-        return _json({"panels": joint_series(first, second, (a, b))})
+        return to_json({"panels": joint_series(first, second, (a, b))})
 
     def server(self) -> Response:
         """The environment server that the viewer was told of."""
-        return _json(
+        return to_json(
             {
                 "environment": self._site.environment(None),
                 "machine": machine_now(self._site.library.root),
@@ -75,7 +75,7 @@ class _Data:
     def now(self, run: str) -> Response:
         """What a run does at this moment."""
         index = self._site.library.open(run)
-        return _json(
+        return to_json(
             {
                 "live": is_live(index.run),
                 "heard_s": index.heard_s,
@@ -106,7 +106,7 @@ class _Data:
         chosen = select(self._site.rows(index, of), parse_query(request.query_params))
         offset, limit = max(0, offset), max(0, min(limit, MAX_ROWS))
         rewards = [row.reward for row in chosen if row.reward is not None]
-        return _json(
+        return to_json(
             {
                 "revision": index.revision,
                 "total": len(chosen),
@@ -131,7 +131,7 @@ class _Data:
         stored = self._site.stored(index, of, self._site.row(index, of, rollout_id))
         tokenizer = self._site.tokenizers.of(index.run)
         page = token_page(stored, tokenizer, path=path, offset=offset, limit=limit)
-        return _json(page)
+        return to_json(page)
 
     def record(
         self, run: str, rollout_id: Annotated[str, Query(alias="id")], of: str = TRAINING
@@ -183,7 +183,3 @@ def _recent(index: RunIndex) -> dict[str, Any]:
         "waiting": len(waiting),
         "total": len(rows),
     }
-
-
-def _json(body: Any) -> Response:
-    return Response(orjson.dumps(body), media_type="application/json")

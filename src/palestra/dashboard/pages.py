@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from palestra.config import Recipe
 from palestra.dashboard.comparing import common_step, metric_diffs, setting_diffs
 from palestra.dashboard.episode_view import EpisodeView, view_of
 from palestra.dashboard.index import EpisodeRow, RunIndex
@@ -15,8 +14,6 @@ from palestra.dashboard.listing import REWARDS, SORTS, TRAINING
 from palestra.dashboard.panels import column
 from palestra.dashboard.rendering import render
 from palestra.dashboard.site import NothingThere, Site
-from palestra.errors import PalestraError
-from palestra.recipe_files import load_recipe
 from palestra.records import Outcome
 
 _HEADLINES = (
@@ -53,7 +50,7 @@ class _Pages:
     def runs(self) -> Response:
         library = self._site.library
         summaries = library.summaries()
-        return _html(
+        return html(
             "runs.html.j2",
             run=None,
             tab="runs",
@@ -65,7 +62,7 @@ class _Pages:
 
     def server(self) -> Response:
         """The environment server that the viewer was told of, without a run."""
-        return _html("now.html.j2", run=None, tab="now", is_live=True, data="/now.json")
+        return html("now.html.j2", run=None, tab="now", is_live=True, data="/now.json")
 
     def run(self, run: str) -> Response:
         index = self._site.library.open(run)
@@ -74,9 +71,9 @@ class _Pages:
             (label, column(index, metric)[-1] if index.metrics.steps else None, unit)
             for label, metric, unit in _HEADLINES
         ]
-        return _html(
+        return html(
             "run.html.j2",
-            **_of_run(index),
+            **of_run(index),
             index=index,
             headlines=[item for item in values if item[1] is not None],
             planned=_planned(recipe),
@@ -86,15 +83,13 @@ class _Pages:
 
     def now(self, run: str) -> Response:
         index = self._site.library.open(run)
-        return _html(
-            "now.html.j2", **(_of_run(index) | {"tab": "now"}), data=f"/runs/{run}/now.json"
-        )
+        return html("now.html.j2", **(of_run(index) | {"tab": "now"}), data=f"/runs/{run}/now.json")
 
     def episodes(self, run: str, of: str = TRAINING) -> Response:
         index = self._site.library.open(run)
-        return _html(
+        return html(
             "episodes.html.j2",
-            **(_of_run(index) | {"tab": "episodes"}),
+            **(of_run(index) | {"tab": "episodes"}),
             of=of,
             sets=[TRAINING, *self._site.evaluations.names(index.run)],
             outcomes=[outcome.value for outcome in Outcome],
@@ -116,9 +111,9 @@ class _Pages:
         columns = [self._column(index, of, row)]
         if beside:
             columns.append(self._column(index, of, self._site.row(index, of, beside)))
-        return _html(
+        return html(
             "episode.html.j2",
-            **(_of_run(index) | {"tab": "episodes"}),
+            **(of_run(index) | {"tab": "episodes"}),
             of=of,
             row=row,
             group=group,
@@ -132,9 +127,9 @@ class _Pages:
         names = self._site.library.names()
         context: dict[str, Any] = {"run": None, "tab": "compare", "is_live": False, "names": names}
         if not (a and b):
-            return _html("compare.html.j2", **context, a=a, b=b, settings=(), metrics=(), step=None)
+            return html("compare.html.j2", **context, a=a, b=b, settings=(), metrics=(), step=None)
         first, second = self._site.library.open(a), self._site.library.open(b)
-        return _html(
+        return html(
             "compare.html.j2",
             **context,
             a=a,
@@ -154,7 +149,8 @@ class _Pages:
             return row, None, str(error)
 
 
-def _of_run(index: RunIndex) -> dict[str, Any]:
+def of_run(index: RunIndex) -> dict[str, Any]:
+    """What every page of a run needs."""
     return {"run": index.run.root.name, "tab": "run", "is_live": is_live(index.run)}
 
 
@@ -163,13 +159,6 @@ def _planned(recipe: dict[str, Any]) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def recipe_of(index: RunIndex) -> Recipe:
-    """The recipe of a run; the defaults where it cannot be read by this version."""
-    try:
-        return load_recipe(index.run.recipe)
-    except PalestraError:
-        return Recipe()
-
-
-def _html(template: str, **context: Any) -> Response:
+def html(template: str, **context: Any) -> Response:
+    """A page as an answer."""
     return Response(render(template, **context), media_type="text/html; charset=utf-8")

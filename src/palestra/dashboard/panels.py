@@ -11,7 +11,7 @@ from palestra.records import Outcome
 from palestra.report.figures import REASONS
 from palestra.report.words import OUTCOMES
 
-Unit = Literal["share", "number", "seconds", "count"]
+Unit = Literal["share", "number", "seconds", "count", "ratio"]
 _MODES = ("sampled", "greedy")
 
 
@@ -135,7 +135,7 @@ PANELS = (
         name="ratio",
         heading="Importance ratio",
         note="trainer to engine, mean over ids; 1 where both agree",
-        unit="number",
+        unit="ratio",
         reference=1.0,
         lines=(Line(label="mean", metric="train/mis_tis_weight_before_bound"),),
     ),
@@ -219,16 +219,42 @@ def _panel(index: RunIndex, panel: Panel) -> dict[str, Any] | None:
         ]
     if not lines or not axis:
         return None
+    return panel_wire(
+        name=panel.name,
+        heading=panel.heading,
+        note=panel.note,
+        unit=panel.unit,
+        steps=axis,
+        lines=lines,
+        is_stack=panel.is_stack,
+        low=panel.low,
+        reference=panel.reference,
+    )
+
+
+def panel_wire(
+    *,
+    name: str,
+    heading: str,
+    note: str,
+    steps: Sequence[int],
+    lines: Sequence[dict[str, Any]],
+    unit: str = "number",
+    is_stack: bool = False,
+    low: float | None = 0.0,
+    reference: float | None = None,
+) -> dict[str, Any]:
+    """A panel as the script that draws it reads it."""
     return {
-        "name": panel.name,
-        "heading": panel.heading,
-        "note": panel.note,
-        "unit": panel.unit,
-        "stack": panel.is_stack,
-        "low": panel.low,
-        "reference": panel.reference,
-        "steps": axis,
-        "lines": lines,
+        "name": name,
+        "heading": heading,
+        "note": note,
+        "unit": unit,
+        "stack": is_stack,
+        "low": low,
+        "reference": reference,
+        "steps": list(steps),
+        "lines": list(lines),
     }
 
 

@@ -8,7 +8,9 @@ from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
+import orjson
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from starlette.responses import Response
 
 from palestra.report.visible import diff_line, shown
 from palestra.report.words import OUTCOMES, count, duration, number, percent
@@ -21,6 +23,11 @@ def render(template: str, **context: Any) -> bytes:
     """A page; text that is no UTF-8 comes out as question marks."""
     page = _environment().get_template(template).render(context)
     return page.encode("utf-8", "replace")
+
+
+def to_json(body: Any) -> Response:
+    """Data as an answer."""
+    return Response(orjson.dumps(body), media_type="application/json")
 
 
 def value_of(value: float | None, unit: str) -> str:

@@ -87,7 +87,7 @@ class Site:
             else next((r for r in self.rows(index, of) if r.rollout_id == rollout_id), None)
         )
         if found is None:
-            raise NothingThere(f"no episode {rollout_id} is known")
+            raise NothingThere(f"No episode {rollout_id} is known.")
         return found
 
     def siblings(self, index: RunIndex, of: str, row: EpisodeRow) -> list[EpisodeRow]:
@@ -105,13 +105,13 @@ class Site:
         """
         if of == TRAINING:
             if row.step is None:
-                raise NothingThere("it is stored when the step that uses it up is complete")
+                raise NothingThere("No step has used it up so far; only then is it stored.")
             path = index.run.rollouts / f"{row.step}{SUFFIX}"
         else:
             path = self._evaluation(index, of)
         line = self._files.read(path, row.rollout_id) if path.exists() else None
         if line is None:
-            raise NothingThere(f"{path.name} does not hold it")
+            raise NothingThere(f"{path.name} does not hold it.")
         return line
 
     def stored(self, index: RunIndex, of: str, row: EpisodeRow) -> StoredEpisode:
@@ -127,5 +127,5 @@ class Site:
     def _evaluation(self, index: RunIndex, name: str) -> Path:
         path = self.evaluations.path(index.run, name)
         if path is None:
-            raise NothingThere(f"no evaluation {name} is there")
+            raise NothingThere(f"There is no evaluation {name}.")
         return path

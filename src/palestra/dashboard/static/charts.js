@@ -104,7 +104,7 @@
       const smooth = !line.sparse && count >= SMOOTH_FROM;
       if (smooth && count <= MAX_DOTS) {
         data.push(line.values);
-        series.push({ stroke, paths: () => null, points: { show: true, size: 3, width: 0, fill: faint(stroke, 0.38) } });
+        series.push({ stroke, paths: () => null, points: { show: true, size: 4, width: 0, fill: faint(stroke, 0.42) } });
       }
       data.push(smooth ? smoothed(line.values) : line.values);
       series.push({
@@ -154,7 +154,15 @@
       grid: { stroke: variable("grid"), width: 1 }, labelGap: 0,
     };
     if (side === "x") return { ...common, grid: { show: false }, size: 24, gap: 4, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000] };
-    const show = (values) => values.map((value) => Palestra.value(value, panel.unit === "seconds" ? "number" : panel.unit));
+    const unit = ["seconds", "ratio"].includes(panel.unit) ? "number" : panel.unit;
+    // As many digits as tell the ticks apart.
+    const show = (values) => {
+      let labels = values.map((value) => Palestra.value(value, unit));
+      for (let digits = 4; new Set(labels).size < labels.length && digits < 12; digits++) {
+        labels = values.map((value) => (unit === "share" ? `${Number((100 * value).toPrecision(digits))} %` : String(Number(value.toPrecision(digits)))));
+      }
+      return labels;
+    };
     return { ...common, size: 52, gap: 6, space: 28, values: (u, values) => show(values) };
   }
 
@@ -287,7 +295,7 @@
     const steps = found.timeline?.at(-1)?.[0];
     if (steps !== undefined && document.getElementById("step")) document.getElementById("step").textContent = steps;
     const episodes = document.getElementById("episodes");
-    if (episodes && found.episodes !== undefined) episodes.textContent = Palestra.number(found.episodes);
+    if (episodes && found.episodes !== undefined) episodes.textContent = Palestra.count(found.episodes);
   }
 
   new ResizeObserver(() => { for (const name of drawn.keys()) resize(name); }).observe(place);

@@ -2,7 +2,7 @@
 "use strict";
 
 (() => {
-  const ROW = 26, PAGE = 200, SPARE = 12, MAX_PAGES = 40;
+  const ROW = 26, HEAD = 30, PAGE = 200, SPARE = 12, MAX_PAGES = 40;
   const MAX_HEIGHT = 16_000_000; // browsers end somewhere beyond
   const form = document.getElementById("filters");
   const list = document.getElementById("list");
@@ -47,8 +47,8 @@
     total = found.total;
     if (revision < 0) revision = found.revision;
     spacer.style.height = `${Math.min(MAX_HEIGHT, total * ROW)}px`;
-    const solved = found.graded ? `, ${Palestra.number(found.solved)} of ${Palestra.number(found.graded)} graded solved (${Palestra.share(found.solved / found.graded)})` : "";
-    count.textContent = `${Palestra.number(total)} episodes${solved}`;
+    const solved = found.graded ? `, ${Palestra.count(found.solved)} of ${Palestra.count(found.graded)} graded solved (${Palestra.share(found.solved / found.graded)})` : "";
+    count.textContent = `${Palestra.count(total)} episodes${solved}`;
     list.dataset.total = String(total);
   }
 
@@ -128,7 +128,7 @@
       marked = Math.max(0, Math.min(total - 1, marked + moves[event.key]));
       const top = marked * ROW;
       if (top < list.scrollTop) list.scrollTop = top;
-      else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+      else if (top + ROW > list.scrollTop + list.clientHeight - HEAD) list.scrollTop = top + ROW + HEAD - list.clientHeight;
       draw();
     } else if (event.key === "Enter" && marked >= 0 && shown.get(marked)?.href) {
       event.preventDefault();

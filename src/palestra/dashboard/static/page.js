@@ -6,10 +6,13 @@ const Palestra = {
     if (value === null || value === undefined) return "–";
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size >= 10000) return Math.round(value).toLocaleString("en").replaceAll(",", "\u202f");
+    if (size >= 10000) return Palestra.count(value);
     if (size >= 100) return value.toFixed(0);
     if (size >= 0.0001) return String(Number(value.toPrecision(3)));
     return value.toExponential(1).replace("e-0", "e-");
+  },
+  count(value) {
+    return value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en").replaceAll(",", "\u202f");
   },
   share(value) {
     return value === null || value === undefined ? "–" : `${Palestra.number(Number((100 * value).toPrecision(3)))} %`;
@@ -31,6 +34,7 @@ const Palestra = {
   value(value, unit) {
     if (unit === "share") return Palestra.share(value);
     if (unit === "seconds") return Palestra.seconds(value);
+    if (unit === "ratio") return value === null ? "–" : value.toFixed(4);
     return Palestra.number(value);
   },
   element(tag, attributes = {}, ...children) {
