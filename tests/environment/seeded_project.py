@@ -42,12 +42,16 @@ def git(
 
 def make_project_rootfs(folder: Path) -> Path:
     """Assemble it in ``folder``; return the project's checkout in it."""
-    make_rootfs(folder, more=(*PROGRAMS, "base64", "stat"))
+    make_rootfs(folder, more=(*PROGRAMS, "base64", "stat", "xargs"))
     top = folder / "testbed"
     (top / "readme.txt").unlink()
     files = {
         "package/__init__.py": "",
+        "package/alone.py": "",
+        "package/before.py": "x = 1\n",
         "package/core.py": CORE,
+        "package/either.py": "y = 1\n",
+        "package/further.py": "",
         "package/deep/er/gone.py": GONE,
         "other.py": OTHER,
         "run me.sh": "exit 0\n",

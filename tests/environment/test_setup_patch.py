@@ -31,6 +31,7 @@ from palestra.errors import ImageError, PalestraError
 
 ENGINES = {"docker": DOCKER, "podman": PODMAN}
 SEEDED = CORE.replace("2 * n", "3 * n").replace(mark("original"), mark("seeded"))
+LEFT = {"core", "seeded", "new", "other"}
 _SEEN = "/testbed /srv /root /tmp"
 _LOOK = (
     "cd /testbed; git log --all -p --no-color; git reflog; git fsck --lost-found;"
@@ -159,9 +160,8 @@ async def _remove(seeded: Seeded) -> None:
         assert await drop_outdated(api) == 0
         assert await api.remove_image(seeded.image)
         assert await drop_outdated(api) >= 1
-        for name in await api.labelled_images(SOURCE_LABEL):
-            image = await api.find_image(name)
-            assert image is None or image.labels[SOURCE_LABEL] != source.image_id
+        for image in await api.labelled_images(SOURCE_LABEL):
+            assert image.labels[SOURCE_LABEL] != source.image_id
 
 
 async def _found(sandbox: Sandbox, folder: Path) -> set[str]:
@@ -189,7 +189,7 @@ async def test_nothing_of_what_the_patch_removed_can_be_read(
     seeded: Seeded, tmp_path: Path
 ) -> None:
     async with seeded.backend(tmp_path).start(seeded.spec) as sandbox:
-        assert await _found(sandbox, tmp_path) == {"core", "seeded", "new", "other"}
+        assert await _found(sandbox, tmp_path) == LEFT
 
 
 async def test_without_the_patch_the_same_look_finds_all_of_it(
@@ -215,6 +215,21 @@ async def test_the_repository_is_one_clean_commit(seeded: Seeded, tmp_path: Path
         assert times.split() == [str(TIME_S)] * 3
         assert (await sandbox.run("ls package/deep", timeout_s=30)).exit_code != 0
         await _output(sandbox, "test -x 'run me.sh' && test ! -x package/core.py")
+
+
+async def test_the_changed_file_does_not_stand_out(seeded: Seeded, tmp_path: Path) -> None:
+    async with seeded.backend(tmp_path).start(seeded.spec) as sandbox:
+        said = await _output(sandbox, "stat -c '%d %Y %n' package/* package")
+        rows = [line.split() for line in said.splitlines() if "__pycache__" not in line]
+        assert {(device, time) for device, time, _ in rows[:-1]} == {(rows[0][0], str(TIME_S))}
+        assert rows[-1][1] == str(TIME_S), "the folder was written to"
+        said = await _output(sandbox, "find . -name '*.pyc' -o -name __pycache__")
+        assert said == "", "what is compiled of all others says which one changed"
+        names = (await _output(sandbox, "ls package/[a-m]*")).split()
+        by_change = (await _output(sandbox, "ls -tc package/[a-m]*")).split()
+        by_number = (await _output(sandbox, "ls -i package/[a-m]* | sort -n")).split()[1::2]
+        for order in (by_change, by_number):
+            assert order in (names, names[::-1])
 
 
 async def test_the_diff_of_an_agent_is_against_the_seeded_tree(
@@ -355,5 +370,5 @@ async def test_whoever_is_killed_in_the_middle_is_followed_by_the_next(
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     async with backend.start(seeded_here.spec) as sandbox:
-        assert await _found(sandbox, tmp_path) == {"core", "seeded", "new", "other"}
+        assert await _found(sandbox, tmp_path) == LEFT
     assert [path.name for path in folder.iterdir() if path.name.startswith(".new-")] == []

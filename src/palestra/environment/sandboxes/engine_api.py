@@ -166,16 +166,21 @@ class EngineApi:
         )
         _ok(answer, "keeping a container as an image")
 
-    async def labelled_images(self, label: str) -> list[str]:
-        """All images with ``label``, by their first names, or their ids where they have none."""
+    async def labelled_images(self, label: str) -> list[EngineImage]:
+        """All images with ``label``."""
         answer = await self._call(
             "GET",
             "/images/json",
             params={"filters": orjson.dumps({"label": [label]}).decode()},
         )
-        rows = orjson.loads(_ok(answer, "listing images").content)
-        tags = [[t for t in row.get("RepoTags") or () if "<none>" not in t] for row in rows]
-        return [names[0] if names else row["Id"] for names, row in zip(tags, rows, strict=True)]
+        return [
+            EngineImage(
+                image_id=str(row["Id"]),
+                names=tuple(name for name in row.get("RepoTags") or () if "<none>" not in name),
+                labels=dict(row.get("Labels") or {}),
+            )
+            for row in orjson.loads(_ok(answer, "listing images").content)
+        ]
 
     async def remove_image(self, image: str) -> bool:
         """Remove an image by name; tell whether it went: one in use stays."""

@@ -97,14 +97,16 @@ async def drop_outdated(api: EngineApi) -> int:
         How many; one that a container runs on stays for the time being.
     """
     num_dropped = 0
-    for name in await api.labelled_images(SOURCE_LABEL):
-        image = await api.find_image(name)
-        if image is None:
-            continue
+    sources: dict[str, bool] = {}  # one has many
+    for image in await api.labelled_images(SOURCE_LABEL):
+        source = image.labels[SOURCE_LABEL]
+        if source not in sources:
+            found = await api.find_image(source)
+            sources[source] = found is not None and bool(found.names)
         is_current = image.names and image.labels.get(PROCEDURE_LABEL) == str(PROCEDURE)
-        source = await api.find_image(image.labels[SOURCE_LABEL])
-        if not is_current or source is None or not source.names:
-            num_dropped += await api.remove_image(name)
+        if not is_current or not sources[source]:
+            # By name, where it has one: another may stand on it.
+            num_dropped += await api.remove_image((*image.names, image.image_id)[0])
     return num_dropped
 
 

@@ -1,5 +1,5 @@
 # Leaves nothing in this file system that a repository knew after one commit. POSIX sh, git,
-# coreutils, find, awk. Run once for an image, in a sandbox whose changes are then kept.
+# coreutils, find, xargs, awk. Run once for an image, in a sandbox whose changes are then kept.
 #
 #     set -- FOLDER COMMIT VERSION [PATCH]; . this file
 #
@@ -12,6 +12,8 @@ set -eu
 export LC_ALL=C GIT_NO_REPLACE_OBJECTS=1 GIT_GRAFT_FILE=/dev/null GIT_TERMINAL_PROMPT=0
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null GIT_NO_LAZY_FETCH=1
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_OBJECT_DIRECTORY GIT_ALTERNATE_OBJECT_DIRECTORIES
+export TZ=UTC0
+tab=$(printf '\t')
 work=$(mktemp -d /tmp/palestra-hide.XXXXXX)
 
 fail() { echo "cannot hide what came after the base commit: $*"; exit 1; }
@@ -75,8 +77,11 @@ copy_history() {
   plain_git for-each-ref --merged="$base" \
     --format='%(objectname) %(refname) %(taggerdate:unix)' refs/tags |
     awk -v most="$base_s" '$3 == "" || $3 <= most { print $1, $2 }' >"$scratch/tags"
+  # One of many tasks of an image: its pack is made for little work, not for little room.
+  [ -s "$work/former" ] && packing="--window=0 --compression=1" || packing=
+  # shellcheck disable=SC2086 # words
   { echo "$base"; cut -d' ' -f1 "$scratch/tags"; } |
-    plain_git pack-objects -q --revs --delta-base-offset "$new/objects/pack/pack" >/dev/null
+    plain_git pack-objects -q --revs --delta-base-offset $packing "$new/objects/pack/pack" >/dev/null
   if [ -s "$common/shallow" ]; then
     plain_git rev-list "$base" >"$scratch/commits"
     grep -Fxf "$scratch/commits" "$common/shallow" >"$new/shallow" || rm -f "$new/shallow"
@@ -173,9 +178,13 @@ alternates() {
 
 # Other repositories that hold the commit, or one of its folders: clones, mirrors, bundles.
 other_copies() {
-  find / -xdev -type d -name objects 2>/dev/null | while IFS= read -r store; do
+  # One walk for both: it is the largest part of the work in a small repository.
+  find / -xdev \( -type d -name objects \) -o \
+    \( -type f \( -name '*.bundle' -o -name '*.pack' \) \) 2>/dev/null >"$scratch/found" || :
+  while IFS= read -r store; do
     other=${store%/objects}
-    [ "$other" != "$top/.git" ] && [ -f "$other/HEAD" ] && [ -d "$other/refs" ] || continue
+    [ "$other" != "$store" ] && [ "$other" != "$top/.git" ] || continue
+    [ -f "$other/HEAD" ] && [ -d "$other/refs" ] || continue
     { echo "$base"; cat "$scratch/folders" "$work/former"; } |
       GIT_DIR=$other plain_git cat-file --batch-check='%(objectname)' 2>/dev/null |
       grep -qv ' missing$' || continue
@@ -187,14 +196,14 @@ other_copies() {
     else
       remove_tree "$copy"
     fi
-  done
-  find / -xdev -type f \( -name '*.bundle' -o -name '*.pack' \) 2>/dev/null |
-    while IFS= read -r file; do
-      case $(head -c 12 "$file" | tr -d '\0') in
-        '# v'?' git bun'*) rm -f "$file" ;;
-        PACK*) case $file in */objects/pack/*) ;; *) rm -f "$file" "${file%.pack}.idx" ;; esac ;;
-      esac
-    done
+  done <"$scratch/found"
+  while IFS= read -r file; do
+    [ -f "$file" ] || continue
+    case $(head -c 12 "$file" | tr -d '\0') in
+      '# v'?' git bun'*) rm -f "$file" ;;
+      PACK*) case $file in */objects/pack/*) ;; *) rm -f "$file" "${file%.pack}.idx" ;; esac ;;
+    esac
+  done <"$scratch/found"
 }
 
 # set_up FOLDER COMMIT PATCH: makes HEAD the commit of its patched tree, and nothing else.
@@ -212,9 +221,7 @@ set_up() (
   made=$(root_commit "$(plain_git write-tree)")
   [ "$made" = "$2" ] ||
     fail "the setup patch makes the commit $made of $former, and base_commit is $2"
-  plain_git -c core.quotePath=false diff-tree -r --no-renames --name-only "$former" "$made" \
-    >"$work/changed"
-  while IFS= read -r path; do change_file; done <"$work/changed"
+  lay_out
   plain_git update-index -q --refresh >/dev/null || :
   plain_git diff-files --quiet || fail "the setup patch cannot be laid into $top"
   plain_git update-ref HEAD "$made"
@@ -229,21 +236,39 @@ root_commit() {
     plain_git hash-object -t commit -w --stdin
 }
 
-# Lays the file $path as the index has it, and removes what was made of it before.
+# Changes the files in which $former and $made differ. None of them may stand out: every file
+# of the repository gets a place in the layer, in the order of the index, and the same time;
+# what was compiled of any goes.
+lay_out() {
+  time=202009131226.40
+  plain_git ls-tree -r -z --name-only "$former" | xargs -0 touch -c -h -t "$time"
+  plain_git -c core.quotePath=false diff-tree -r --no-renames "$former" "$made" |
+    while IFS=$tab read -r facts path; do change_file "${facts#* }"; done
+  find . -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+  # What looks like a trace and belongs to the project.
+  plain_git checkout-index -q -a 2>/dev/null || :
+  plain_git ls-files -z | xargs -0 touch -c -h -t "$time"
+  find . -path ./.git -prune -o -type d -exec touch -c -t "$time" {} +
+}
+
+# change_file FACTS: makes the file $path what it is in $made, and removes traces of the former.
 change_file() {
   folder=./
   case $path in */*) folder=./${path%/*}/ ;; esac
-  name=${path##*/}
-  rm -f "./$path" "./$path.orig" "./$path.rej" "./$path~" "./${path%.py}.pyc"
-  rm -f "$folder"__pycache__/"${name%.py}".*
-  plain_git checkout-index -q -f -u -- "$path" 2>/dev/null || :
-  if [ -f "./$path" ]; then
-    TZ=UTC0 touch -t 202009131226.40 "./$path"
-    return
-  fi
-  while [ "$folder" != ./ ] && rmdir "$folder" 2>/dev/null; do
-    folder=${folder%/*/}/
-  done
+  rm -f "./$path.orig" "./$path.rej" "./$path~" "./${path%.py}.pyc"
+  case $1 in
+    *' D')
+      rm -f "./$path"
+      while [ "$folder" != ./ ] && rmdir "$folder" 2>/dev/null; do folder=${folder%/*/}/; done
+      return 0
+      ;;
+    100755*) mode=a+x ;;
+    *) mode=a-x ;;
+  esac
+  mkdir -p "$folder"
+  # In its place, since a file made anew shows it by its number.
+  plain_git cat-file --filters "$made:$path" >"./$path"
+  chmod "$mode" "./$path"
 }
 
 : >"$work/former"
