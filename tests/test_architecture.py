@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "palestra"
 GROUND = {"addresses", "errors", "records", "config", "recipe_files", "events", "wire"}
-GROUND |= {"keepalive", "serving", "tasks"}
+GROUND |= {"config_base", "config_miles", "config_training", "keepalive", "serving", "tasks"}
 WINGS = {"environment", "policy", "learning"}
 BESIDE = {
     "backends": {"policy", "learning"},  # carries them into trainers of others

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from palestra.config_base import Section
 from palestra.config_miles import MilesSection
+from palestra.config_training import CorrectionSection as CorrectionSection
+from palestra.config_training import TrainingSection as TrainingSection
 
 SandboxName = Literal["auto", "bubblewrap", "docker", "podman", "local"]
 AgentName = Literal["mini", "gold", "noop"]
@@ -38,6 +40,11 @@ class TasksSection(Section):
         "A katas: source needs none.",
     )
     shuffle: bool = Field(True, description="Shuffle the tasks anew in each epoch.")
+    difficulty: Literal["ignore", "mixed"] = Field(
+        "ignore",
+        description="mixed: prefer tasks whose groups likely hold successes and failures, by the "
+        "difficulty that rows state and by the results of this run; Miles draws uniformly.",
+    )
 
 
 class SandboxSection(Section):
@@ -213,6 +220,15 @@ class RolloutsSection(Section):
     truncated: Literal["keep", "mask"] = Field(
         "keep", description="Truncated rollouts: train on them, or only count them in the baseline."
     )
+    max_row_tokens: int = Field(
+        0,
+        ge=0,
+        description="Conversations of more ids than this only count in the baseline; 0: any.",
+    )
+    aborted: Literal["drop_rollout", "drop_group"] = Field(
+        "drop_rollout",
+        description="A rollout without a reward drops itself, or its whole group as in Miles.",
+    )
     infra_retries: int = Field(
         2, ge=0, description="Retries of an episode that ended in infra_error."
     )
@@ -222,61 +238,6 @@ class RolloutsSection(Section):
         le=1,
         description="Stop the run when more than this share of a step's episodes fail.",
     )
-
-
-class CorrectionSection(Section):
-    """Masked importance sampling: the mismatch between engine and trainer."""
-
-    mode: Literal["off", "truncate", "mask", "clip"] = Field(
-        "mask", description="What happens to weights outside the bounds."
-    )
-    level: Literal["token", "sequence", "geometric"] = Field(
-        "token",
-        description="Ratio of each token, of the whole sequence (their product), or their "
-        "geometric mean.",
-    )
-    low: float = Field(0.5, ge=0, description="Lower bound of the importance weight.")
-    high: float = Field(2.0, gt=0, description="Upper bound of the importance weight.")
-    veto: float = Field(
-        1e-4, ge=0, description="A token below this ratio masks its whole sequence; 0: never."
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> CorrectionSection:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
-        return self
-
-
-class TrainingSection(Section):
-    """Optimizer, loss and batching."""
-
-    steps: int = Field(100, ge=0, description="Optimizer steps of the whole run.")
-    minibatches: int = Field(
-        1,
-        gt=0,
-        description="Optimizer steps that a batch is cut into, by groups; the clip acts from 2.",
-    )
-    lr: float = Field(1e-6, gt=0, description="Peak learning rate.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    lr_decay: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Shape of the learning rate after warm-up."
-    )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="AdamW's betas.")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
-    clip_low: float = Field(0.2, ge=0, description="PPO clip below 1.")
-    clip_high: float = Field(0.28, ge=0, description="PPO clip above 1.")
-    kl_coef: float = Field(0.0, ge=0, description="Weight of the k3 KL to the starting policy.")
-    normalize_std: bool = Field(True, description="Divide advantages by the group's deviation.")
-    shuffle_rewards: bool = Field(
-        False,
-        description="A control: deal each group's rewards out at random, so that none is earned.",
-    )
-    microbatch_tokens: int = Field(
-        16384, gt=0, description="Padded ids in one forward and backward pass."
-    )
-    correction: CorrectionSection = CorrectionSection()
 
 
 class WarmstartSection(Section):

@@ -48,7 +48,6 @@ class MilesSection(Section):
     attention_backend: Literal["auto", "flash", "fused", "unfused", "local"] = Field(
         "flash", description="Megatron's attention."
     )
-    entropy_coef: float = Field(0.0, ge=0, description="Weight of an entropy bonus.")
     gpus_per_engine: int = Field(1, gt=0, description="GPUs of one SGLang engine.")
     engine_memory: float = Field(
         0.7, gt=0, lt=1, description="Share of a GPU's memory for weights and cache of SGLang."

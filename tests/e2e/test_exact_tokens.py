@@ -120,5 +120,5 @@ async def test_a_mini_episode_is_trained_on_the_sampled_ids(tmp_path: Path, mode
     assert trained == tuple(i for _, sampled in engine.calls for i in sampled)
 
     group = Group(group_id="g", instance_id=task.instance_id, task_index=0, rollouts=(rollout,) * 2)
-    rows = training_rows([group], normalize_std=True, truncated=RolloutsSection().truncated)
+    rows = training_rows([group], truncated=RolloutsSection().truncated)
     assert all(row.path == path for row in rows), "batching changed what was sampled"

@@ -31,7 +31,7 @@ def test_each_path_of_a_rollout_is_a_row_with_its_advantage() -> None:
         ],
     )
     plain = rollout("plain", Outcome.UNSOLVED, [turn(0, [1, 2], [9])])
-    rows = training_rows([group(branched, plain)], normalize_std=False, truncated="keep")
+    rows = training_rows([group(branched, plain)], advantage="group_mean", truncated="keep")
     assert [(r.rollout_id, r.path.ids, r.advantage) for r in rows] == [
         ("branched", (1, 2, 3, 4, 5), 0.5),
         ("branched", (1, 2, 3, 6, 7, 8), 0.5),
@@ -52,7 +52,7 @@ def test_trouble_gives_no_row_and_no_baseline() -> None:
                 rollout("flaky", Outcome.FLAKY, [turn(0, [1], [5])]),
             )
         ],
-        normalize_std=False,
+        advantage="group_mean",
         truncated="keep",
     )
     assert [(r.rollout_id, r.advantage) for r in rows] == [("good", 0.5), ("bad", -0.5)]
@@ -67,7 +67,7 @@ def test_truncated_rollouts_always_count_in_the_baseline(truncated: str, names: 
                 rollout("cut", Outcome.TRUNCATED, [turn(0, [1], [3])]),
             )
         ],
-        normalize_std=False,
+        advantage="group_mean",
         truncated=truncated,  # type: ignore[arg-type]
     )
     assert [r.rollout_id for r in rows] == names
@@ -86,7 +86,7 @@ def test_shuffled_rewards_keep_trouble_out_and_differ_by_group() -> None:
         )
         for n in range(20)
     ]
-    rows = training_rows(groups, normalize_std=False, truncated="keep", shuffle_seed=0)
+    rows = training_rows(groups, advantage="group_mean", truncated="keep", shuffle_seed=0)
     assert {r.rollout_id for r in rows} == {"good", "bad"}
     pairs = [(a.advantage, b.advantage) for a, b in zip(rows[::2], rows[1::2], strict=True)]
     assert set(pairs) == {(0.5, -0.5), (-0.5, 0.5)}
@@ -95,7 +95,7 @@ def test_shuffled_rewards_keep_trouble_out_and_differ_by_group() -> None:
 def test_rollouts_that_sampled_nothing_give_no_row() -> None:
     empty = rollout("empty", Outcome.UNSOLVED, [])
     good = rollout("good", Outcome.SOLVED, [turn(0, [1], [2])])
-    rows = training_rows([group(empty, good)], normalize_std=False, truncated="keep")
+    rows = training_rows([group(empty, good)], advantage="group_mean", truncated="keep")
     assert [r.rollout_id for r in rows] == ["good"]
 
 
@@ -175,7 +175,7 @@ def test_each_trained_id_is_predicted_from_the_position_before_it() -> None:
 
 def test_only_sampled_ids_reach_the_loss() -> None:
     for batch in microbatches(
-        list(enumerate(training_rows(random_groups(1), normalize_std=True, truncated="keep"))),
+        list(enumerate(training_rows(random_groups(1), truncated="keep"))),
         max_tokens=64,
         device=CPU,
     ):

@@ -1,17 +1,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from palestra.learning.training.logprobs import token_logprobs
-from palestra.learning.training.losses import k3_kl, policy_loss
+from palestra.config_training import (
+    OBJECTIVES,
+    ClipRule,
+    KlEstimator,
+    LossName,
+    Objective,
+    TrainingSection,
+)
+from palestra.learning.training.losses import kl_to_reference, loss_scale, policy_loss
 from palestra.learning.training.schedule import lr_at
 
+DAPO = OBJECTIVES["dapo"]
+CISPO = OBJECTIVES["cispo"]
 
-def loss_of(ratio: float, advantage: float, weight: float = 1.0) -> tuple[float, bool, float]:
+
+def loss_of(
+    ratio: float, advantage: float, weight: float = 1.0, objective: Objective = DAPO
+) -> tuple[float, bool, float]:
     """Loss, clipped?, and gradient with respect to the logprob of one id."""
     logprob = torch.tensor([math.log(ratio) - 2.0], requires_grad=True)
     out = policy_loss(
@@ -19,12 +33,15 @@ def loss_of(ratio: float, advantage: float, weight: float = 1.0) -> tuple[float,
         old_logprobs_N=torch.tensor([-2.0]),
         advantages_N=torch.tensor([advantage]),
         weights_N=torch.tensor([weight]),
-        clip_low=0.2,
-        clip_high=0.28,
+        row_N=torch.tensor([0]),
+        objective=objective,
     )
     out.loss_N.sum().backward()
     assert logprob.grad is not None
     return float(out.loss_N.detach()), bool(out.clipped_N), float(logprob.grad)
+
+
+# --- clips by hand --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -47,6 +64,30 @@ def test_the_clip_by_hand(
     assert got[2] == pytest.approx(gradient, rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "clipped", "gradient"),
+    [
+        (1.0, 2.0, False, -2.0),
+        (4.0, 1.0, False, -4.0),
+        (8.0, 1.0, True, -5.0),  # bounded as a weight, and still learnt from
+        (8.0, -1.0, True, 5.0),
+        (0.01, 1.0, False, -0.01),  # no lower bound
+    ],
+)
+def test_cispo_bounds_the_weight_and_keeps_the_gradient(
+    ratio: float, advantage: float, clipped: bool, gradient: float
+) -> None:
+    loss, was_clipped, got = loss_of(ratio, advantage, objective=CISPO)
+    assert got == pytest.approx(gradient, rel=1e-5)
+    assert was_clipped is clipped
+    assert loss == pytest.approx(gradient * (math.log(ratio) - 2.0), rel=1e-5)
+
+
+def test_without_a_clip_the_ratio_goes_anywhere() -> None:
+    loss, clipped, gradient = loss_of(50.0, 1.0, objective=OBJECTIVES["rloo"])
+    assert (loss, clipped, gradient) == (pytest.approx(-50), False, pytest.approx(-50))
+
+
 def test_the_weight_scales_loss_and_gradient() -> None:
     plain, _, gradient = loss_of(1.1, 1.5)
     weighted, _, weighted_gradient = loss_of(1.1, 1.5, weight=0.7)
@@ -54,55 +95,207 @@ def test_the_weight_scales_loss_and_gradient() -> None:
     assert weighted_gradient == pytest.approx(0.7 * gradient, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", get_args(LossName))
 @pytest.mark.parametrize("new", [0.0, -math.inf], ids=["inf", "nan"])
-def test_a_masked_id_with_an_impossible_ratio_gives_zero_not_nan(new: float) -> None:
+def test_a_masked_id_with_an_impossible_ratio_gives_zero_not_nan(
+    new: float, name: LossName
+) -> None:
     logprobs = torch.tensor([new, -1.0], requires_grad=True)
     out = policy_loss(
         logprobs_N=logprobs,
         old_logprobs_N=torch.tensor([-math.inf, -1.0]),
         advantages_N=torch.tensor([1.0, 1.0]),
         weights_N=torch.tensor([0.0, 1.0]),
-        clip_low=0.2,
-        clip_high=0.28,
+        row_N=torch.tensor([0, 0]),
+        objective=OBJECTIVES[name],
     )
     out.loss_N.sum().backward()
-    assert out.loss_N.tolist() == [0.0, -1.0]
+    value = 1.0 if name == "cispo" else -1.0  # CISPO's value is a logprob, not a ratio
+    assert out.loss_N.tolist() == [0.0, value]
     assert out.clipped_N.tolist() == [False, False], "a masked id is not a clipped one"
     assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [0.0, -1.0]
 
 
-def test_policy_loss_against_numpy() -> None:
-    rng = np.random.default_rng(0)
-    new, old = rng.normal(-2, 1, 500), rng.normal(-2, 1, 500)
-    advantages, weights = rng.normal(size=500), rng.uniform(0, 2, 500)
-    ratio = np.exp(new - old)
-    want = -weights * np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.28) * advantages)
+def test_a_sequence_ratio_by_hand() -> None:
+    """Row 0 has ratios 2 and 1/2 and 1 (mean of logs 0), row 1 has 3 and 3."""
+    logs = torch.tensor([2.0, 0.5, 1.0, 3.0, 3.0]).log()
+    logprobs = (logs - 4.0).requires_grad_()
     out = policy_loss(
-        logprobs_N=torch.tensor(new),
-        old_logprobs_N=torch.tensor(old),
-        advantages_N=torch.tensor(advantages),
-        weights_N=torch.tensor(weights),
-        clip_low=0.2,
-        clip_high=0.28,
+        logprobs_N=logprobs,
+        old_logprobs_N=torch.full((5,), -4.0),
+        advantages_N=torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0]),
+        weights_N=torch.ones(5),
+        row_N=torch.tensor([7, 7, 7, 3, 3]),
+        objective=OBJECTIVES["gspo"],
     )
-    np.testing.assert_allclose(out.loss_N.numpy(), want, rtol=1e-12)
+    assert out.loss_N.tolist() == pytest.approx([-1, -1, -1, 3, 3], rel=1e-6)
+    out.loss_N.sum().backward()
+    # Each id of a row moves the ratio of the whole row by 1 / length.
+    assert logprobs.grad is not None
+    assert logprobs.grad.tolist() == pytest.approx([-1, -1, -1, 3, 3], rel=1e-6)
 
 
-def test_k3_by_hand_and_against_numpy() -> None:
-    one = k3_kl(torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)]))
-    assert float(one) == pytest.approx(0.5 - math.log(0.5) - 1)
+# --- each named loss against numpy ----------------------------------------------
+
+LENGTHS = [3, 7, 1, 5]
+ROLLOUTS = ["a", "b", "b", "c"]  # the agent of b rewrote its history once
+FIXED = 20
+
+
+class Twin:
+    """The losses once more, in loops over sequences, sharing no code with ours."""
+
+    def __init__(self, name: LossName, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.name = name
+        self.old = [rng.normal(-2, 0.5, n) for n in LENGTHS]
+        spread = 2e-3 if name == "gspo" else 0.3
+        self.new = [old + rng.normal(0, spread, len(old)) for old in self.old]
+        self.advantages = rng.normal(0, 1, len(LENGTHS))
+        self.weights = [rng.uniform(0.5, 1.5, n) for n in LENGTHS]
+
+    def loss(self, new: Sequence[np.ndarray[Any, Any]]) -> float:
+        num_rollouts, total, num_ids = 3, 0.0, 16
+        for i, length in enumerate(LENGTHS):
+            ratio = np.exp(new[i] - self.old[i])
+            if self.name == "gspo":
+                ratio = np.full(length, np.exp(np.mean(new[i] - self.old[i])))
+            of_ids = self.weights[i] * self.surrogate(ratio, i, new[i])
+            if self.name in ("grpo", "gspo"):
+                length_of_rollout = {"a": 3, "b": 8, "c": 5}[ROLLOUTS[i]]
+                total += of_ids.sum() / length_of_rollout / num_rollouts
+            elif self.name in ("dr_grpo", "rloo"):
+                total += of_ids.sum() / FIXED / num_rollouts
+            else:
+                total += of_ids.sum() / num_ids
+        return -total
+
+    def surrogate(
+        self, ratio: np.ndarray[Any, Any], i: int, new: np.ndarray[Any, Any]
+    ) -> np.ndarray[Any, Any]:
+        advantage = self.advantages[i]
+        if self.name == "rloo":
+            return ratio * advantage
+        if self.name == "cispo":  # the ratio does not move with the weights
+            frozen = np.exp(self.new[i] - self.old[i])
+            return np.minimum(frozen, 5.0) * advantage * new
+        low, high = {"gspo": (0.9997, 1.0004), "dapo": (0.8, 1.28)}.get(self.name, (0.8, 1.2))
+        return np.minimum(ratio * advantage, np.clip(ratio, low, high) * advantage)
+
+    def gradient(self) -> np.ndarray[Any, Any]:
+        step, found = 1e-7, []
+        for i, length in enumerate(LENGTHS):
+            for t in range(length):
+                ends = []
+                for sign in (1, -1):
+                    moved = [row.copy() for row in self.new]
+                    moved[i][t] += sign * step
+                    ends.append(self.loss(moved))
+                found.append((ends[0] - ends[1]) / (2 * step))
+        return np.array(found)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", get_args(LossName))
+def test_each_named_loss_against_numpy(name: LossName, seed: int) -> None:
+    twin = Twin(name, seed)
+    objective = TrainingSection(loss=name).objective
+    logprobs = torch.tensor(np.concatenate(twin.new), requires_grad=True)
+    row_N = torch.tensor(np.repeat(range(4), LENGTHS))
+    out = policy_loss(
+        logprobs_N=logprobs,
+        old_logprobs_N=torch.tensor(np.concatenate(twin.old)),
+        advantages_N=torch.tensor(twin.advantages)[row_N],
+        weights_N=torch.tensor(np.concatenate(twin.weights)),
+        row_N=row_N,
+        objective=objective,
+    )
+    scale = loss_scale(ROLLOUTS, LENGTHS, aggregation=objective.aggregation, fixed_length=FIXED)
+    loss = (
+        out.loss_N * torch.tensor(scale.share_R, dtype=torch.float64)[row_N]
+    ).sum() / scale.denominator
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(twin.loss(twin.new), rel=1e-12)
+    assert logprobs.grad is not None
+    np.testing.assert_allclose(logprobs.grad.numpy(), twin.gradient(), rtol=1e-5, atol=1e-8)
+    if name not in ("rloo", "cispo"):
+        assert out.clipped_N.any(), "a test without a clipped id says nothing about the bounds"
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "bounds", "advantage", "aggregation"),
+    [
+        ("grpo", "ppo", (0.2, 0.2), "group_std", "sequence_mean"),
+        ("dr_grpo", "ppo", (0.2, 0.2), "group_mean", "fixed_length"),
+        ("dapo", "ppo", (0.2, 0.28), "group_std", "token_mean"),
+        ("gspo", "ppo", (3e-4, 4e-4), "group_std", "sequence_mean"),
+        ("cispo", "cispo", (1.0, 4.0), "group_std", "token_mean"),
+        ("rloo", "none", (0.2, 0.2), "leave_one_out", "fixed_length"),
+        ("reinforce_plus_plus_baseline", "ppo", (0.2, 0.2), "batch_std", "token_mean"),
+    ],
+)
+def test_a_name_is_its_papers_choices_and_single_keys_replace_one(
+    name: LossName, clip: ClipRule, bounds: tuple[float, float], advantage: str, aggregation: str
+) -> None:
+    objective = TrainingSection(loss=name).objective
+    assert objective.clip == clip
+    assert (objective.clip_low, objective.clip_high) == bounds
+    assert (objective.advantage, objective.aggregation) == (advantage, aggregation)
+    assert objective.ratio == ("sequence" if name == "gspo" else "token")
+    other = TrainingSection(loss=name, advantage="group_mean", aggregation="token_mean").objective
+    assert (other.advantage, other.aggregation) == ("group_mean", "token_mean")
+    assert (other.clip, other.ratio, other.clip_high) == (clip, objective.ratio, bounds[1])
+
+
+# --- aggregation ----------------------------------------------------------------
+
+
+def test_scales_by_hand() -> None:
+    """Rollout a has 2 ids, b has 6 on two rows."""
+    rollouts, counts = ["a", "b", "b"], [2, 4, 2]
+
+    def of(aggregation: Any) -> list[float]:
+        scale = loss_scale(rollouts, counts, aggregation=aggregation, fixed_length=10)
+        return [share / scale.denominator for share in scale.share_R]
+
+    assert of("token_mean") == pytest.approx([1 / 8] * 3)
+    assert of("sequence_mean") == pytest.approx([1 / 4, 1 / 12, 1 / 12])
+    assert of("fixed_length") == pytest.approx([1 / 20] * 3)
+
+
+# --- KL -------------------------------------------------------------------------
+
+
+def test_kl_estimators_by_hand() -> None:
+    """The policy gives 1/2, the reference 1/4: d = log 2."""
+    policy, reference = torch.tensor([math.log(0.5)]), torch.tensor([math.log(0.25)])
+    d = math.log(2)
+    for estimator, want in (("k1", d), ("k2", d * d / 2), ("k3", 0.5 + d - 1)):
+        got = kl_to_reference(policy, reference, estimator)  # type: ignore[arg-type]
+        assert float(got) == pytest.approx(want), estimator
+
+
+NUMPY_KL: dict[KlEstimator, Callable[[Any], Any]] = {
+    "k1": lambda d: d,
+    "k2": lambda d: d**2 / 2,
+    "k3": lambda d: np.exp(-d) + d - 1,
+}
+
+
+@pytest.mark.parametrize("estimator", get_args(KlEstimator))
+def test_kl_against_numpy(estimator: KlEstimator) -> None:
     rng = np.random.default_rng(1)
     policy, reference = rng.normal(-2, 1, 300), rng.normal(-2, 1, 300)
-    got = k3_kl(torch.tensor(policy), torch.tensor(reference)).numpy()
-    difference = reference - policy
-    np.testing.assert_allclose(got, np.exp(difference) - difference - 1, rtol=1e-12)
-    assert (got >= 0).all()
+    got = kl_to_reference(torch.tensor(policy), torch.tensor(reference), estimator).numpy()
+    np.testing.assert_allclose(got, NUMPY_KL[estimator](policy - reference), rtol=1e-12)
+    assert estimator == "k1" or (got >= 0).all()
 
 
-def test_k3_gradient_pulls_towards_the_reference_and_never_overflows() -> None:
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_kl_pulls_towards_the_reference_and_never_overflows(estimator: KlEstimator) -> None:
     logprobs = torch.tensor([-1.0, -3.0, -500.0], requires_grad=True)
-    kl = k3_kl(logprobs, torch.tensor([-2.0, -2.0, -1.0]))
+    kl = kl_to_reference(logprobs, torch.tensor([-2.0, -2.0, -1.0]), estimator)
     kl.sum().backward()
     assert torch.isfinite(kl).all()
     assert logprobs.grad is not None
@@ -111,101 +304,37 @@ def test_k3_gradient_pulls_towards_the_reference_and_never_overflows() -> None:
     assert torch.isfinite(logprobs.grad).all()
 
 
-def test_k3_estimates_the_true_kl() -> None:
+def two_policies() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    policy, reference = (
+    first, second = (
         torch.log_softmax(torch.randn(6, generator=generator, dtype=torch.float64), -1)
         for _ in range(2)
     )
+    return first, second
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_unbiased_estimates_of_the_true_kl(estimator: KlEstimator) -> None:
+    policy, reference = two_policies()
     kl = float((policy.exp() * (policy - reference)).sum())
-    expected = float((policy.exp() * k3_kl(policy, reference)).sum())
+    expected = float((policy.exp() * kl_to_reference(policy, reference, estimator)).sum())
     assert expected == pytest.approx(kl, rel=1e-9)
 
 
-# --- log-probabilities ----------------------------------------------------------
-
-
-def scored(chunk: int, *, grad: bool = True) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(37, 8, generator=generator, requires_grad=grad)
-    head = torch.nn.Linear(8, 50, bias=False)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(50, 8, generator=generator))
-    out = token_logprobs(
-        hidden,
-        head,
-        target_ids_N=torch.randint(0, 50, (37,), generator=generator),
-        temperatures_N=torch.linspace(0.3, 1.7, 37),
-        vocab_size=50,
-        max_chunk_elements=chunk,
-    )
-    if grad:
-        (out.logprobs_N * torch.linspace(-1, 1, 37)).sum().backward()
-        assert hidden.grad is not None
-        assert head.weight.grad is not None
-        return out.logprobs_N.detach(), out.entropy_N, hidden.grad, head.weight.grad
-    return out.logprobs_N, out.entropy_N
-
-
-def test_logprobs_and_entropy_against_numpy() -> None:
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randn(37, 8, generator=generator).double().numpy()
-    weight = torch.randn(50, 8, generator=generator).double().numpy()
-    targets = torch.randint(0, 50, (37,), generator=generator).numpy()
-    logits = hidden @ weight.T / np.linspace(0.3, 1.7, 37)[:, None]
-    logits -= logits.max(axis=1, keepdims=True)
-    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    got, entropy = scored(10**6, grad=False)
-    np.testing.assert_allclose(
-        got.detach().numpy(), logp[np.arange(37), targets], rtol=2e-5, atol=2e-6
-    )
-    np.testing.assert_allclose(entropy.numpy(), -(np.exp(logp) * logp).sum(1), rtol=2e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("chunk", [1, 50, 333, 50 * 37])
-def test_chunks_change_nothing(chunk: int) -> None:
-    for got, whole in zip(scored(chunk), scored(10**6), strict=True):
-        torch.testing.assert_close(got, whole, rtol=1e-5, atol=1e-5)
-
-
-def test_logits_live_for_one_chunk_only() -> None:
-    sizes = []
-
-    def head(hidden_nH: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(hidden_nH))
-        return hidden_nH.repeat(1, 5)
-
-    hidden = torch.randn(100, 10, requires_grad=True)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor
-    ):
-        out = token_logprobs(
-            hidden,
-            head,
-            target_ids_N=torch.zeros(100, dtype=torch.int64),
-            temperatures_N=torch.ones(100),
-            vocab_size=50,
-            max_chunk_elements=50 * 16,
-        )
-    assert max(sizes) == 16
-    assert sum(saved) < 100 * 50, "the forward pass kept logits for the backward pass"
-    out.logprobs_N.sum().backward()
-    assert len(sizes) == 14, "each chunk is computed twice: forward and backward"
-
-
-def test_low_precision_logits_are_normalised_in_float32() -> None:
-    logits = torch.linspace(-4, 4, 64).to(torch.bfloat16)[None]
-    out = token_logprobs(
-        logits,
-        lambda hidden: hidden,
-        target_ids_N=torch.tensor([63]),
-        temperatures_N=torch.ones(1),
-        vocab_size=64,
-    )
-    want = torch.log_softmax(logits.float(), -1)[0, 63]
-    assert out.logprobs_N.dtype == torch.float32
-    torch.testing.assert_close(out.logprobs_N[0], want)
+def test_expected_gradients_are_what_the_docstring_says() -> None:
+    """Of k1 nothing, of k2 that of the KL, over all ids weighted as they are drawn."""
+    start, reference = two_policies()
+    found = {}
+    for estimator in ("k1", "k2"):
+        logits = start.clone().requires_grad_()
+        logprobs = torch.log_softmax(logits, -1)
+        (start.exp() * kl_to_reference(logprobs, reference, estimator)).sum().backward()  # type: ignore[arg-type]
+        found[estimator] = logits.grad
+    logits = start.clone().requires_grad_()
+    logprobs = torch.log_softmax(logits, -1)
+    (logprobs.exp() * (logprobs - reference)).sum().backward()
+    torch.testing.assert_close(found["k1"], torch.zeros(6, dtype=torch.float64))
+    torch.testing.assert_close(found["k2"], logits.grad)
 
 
 # --- learning rate --------------------------------------------------------------

@@ -32,6 +32,7 @@ from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training import Trainer
 from palestra.learning.training.batching import TrainingRow, training_rows
 from palestra.learning.training.model import Policy
+from palestra.learning.training.token_loss import BeforeStep, token_loss
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
 EVERYTHING = CorrectionSection(mode="truncate", high=3.0, veto=0.0)
@@ -44,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 
 def backward(trainer: Trainer, groups: list[Group]) -> dict[str, torch.Tensor]:
     """Gradients of one step's loss, without the step."""
-    rows = training_rows(groups, normalize_std=True, truncated="keep")
+    rows = training_rows(groups)
     (minibatch,) = trainer._minibatches(rows)
-    trainer._backward(minibatch, [None] * len(minibatch))
+    trainer._backward(minibatch, trainer._before(minibatch, others=0))
     found = gradients(trainer.policy)
     trainer._optimizer.forget_gradients()
     return found
@@ -72,7 +73,7 @@ def test_gradients_are_those_of_the_formula(
     trainer = trainer_at(folder, kl_coef=kl_coef, correction=EVERYTHING)
     got = backward(trainer, groups)
     model = AutoModelForCausalLM.from_pretrained(folder).double()
-    rows = training_rows(groups, normalize_std=True, truncated="keep")
+    rows = training_rows(groups)
     total, num_tokens = torch.tensor(0.0, dtype=torch.float64), 0
     for row in rows:
         mask = torch.tensor(row.path.trainable[1:])
@@ -110,9 +111,9 @@ def test_what_siblings_begin_with_is_computed_once_and_changes_nothing(
     alone.policy.shares_prefixes = False
     together = trainer_at(folder, microbatch_tokens=microbatch_tokens)
     assert together.policy.shares_prefixes
-    rows = training_rows(groups, normalize_std=True, truncated="keep")
+    rows = training_rows(groups)
     (minibatch,) = together._minibatches(rows)
-    assert all(len(batch.prefix_P) >= 12 for batch in minibatch)
+    assert all(len(batch.prefix_P) >= 12 for batch in minibatch.batches)
     plain, shared = backward(alone, groups), backward(together, groups)
     for name in plain:
         error = float((plain[name] - shared[name]).abs().max())
@@ -145,7 +146,13 @@ def test_ids_outside_the_mask_have_no_term_of_their_own(folder: Path) -> None:
 
     def loss_and_gradients(changed: TokenPath) -> tuple[float, dict[str, torch.Tensor]]:
         batch = batch_of([TrainingRow(rollout_id="r", path=changed, advantage=1.0)])
-        loss_N, _ = trainer._loss(batch, trainer.policy.score(batch), None)
+        loss_N, _ = token_loss(
+            batch,
+            trainer.policy.score(batch),
+            before=BeforeStep(),
+            section=trainer.training,
+            version=0,
+        )
         loss_N.sum().backward()
         found = gradients(trainer.policy)
         trainer._optimizer.forget_gradients()
@@ -209,7 +216,7 @@ def sampled_group(trainer: Trainer, wanted: int, size: int, rng: torch.Generator
 
 @pytest.mark.parametrize(
     "section",
-    [{}, {"kl_coef": 0.001}, {"minibatches": 2}, {"normalize_std": False}],
+    [{}, {"kl_coef": 0.001}, {"minibatches": 2}, {"advantage": "group_mean"}],
     ids=["plain", "kl", "minibatches", "no-std"],
 )
 def test_the_solve_rate_of_a_toy_problem_rises(folder: Path, section: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ REASONS = {
     DropReason.ABORTED: "aborted",
     DropReason.STALE: "stale",
     DropReason.NO_TOKENS: "no tokens",
+    DropReason.OVERLONG: "over-long",
     DropReason.FLAKY: "flaky",
 }
 

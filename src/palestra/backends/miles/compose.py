@@ -9,12 +9,14 @@ import yaml  # type: ignore[import-untyped]
 from palestra.addresses import URL_VARIABLE
 from palestra.backends.miles.command import Flag, FlagGroup, MilesCommand, MilesJob
 from palestra.backends.miles.settings import PREFIX, TOKEN_VARIABLE
-from palestra.config import CorrectionSection, Recipe
+from palestra.config import Recipe
 from palestra.config_miles import MegatronSection, MilesSection
+from palestra.config_training import CorrectionSection, Objective
 from palestra.errors import ConfigError
 
 CONFIG_FILE = "miles.yaml"
 HOOKS = "palestra.backends.miles"
+_NO_BOUND = 1e9  # as mismatch.NO_BOUND, whose module needs torch
 _WANDB_VARIABLES = ("WANDB_API_KEY", "WANDB_KEY")
 
 
@@ -66,8 +68,20 @@ def _check(recipe: Recipe) -> None:
     rollouts, training = recipe.rollouts, recipe.training
     if (rollouts.groups_per_step * rollouts.group_size) % training.minibatches:
         raise ConfigError("training.minibatches does not divide the samples of a step")
-    if training.shuffle_rewards:
-        raise ConfigError("training.shuffle_rewards is not known to Miles")
+    objective = training.objective
+    unknown = {
+        "training.shuffle_rewards": training.shuffle_rewards,
+        "training.overlong": training.overlong.max_tokens > 0,
+        "rollouts.max_row_tokens": rollouts.max_row_tokens > 0,
+        "advantage leave_one_out": objective.advantage == "leave_one_out",
+        "clip " + objective.clip: objective.clip != "ppo",
+        "aggregation fixed_length": objective.aggregation == "fixed_length",
+        "batch_std with ratios of sequences": objective.advantage == "batch_std"
+        and objective.ratio == "sequence",
+    }
+    for key, asked in unknown.items():
+        if asked:
+            raise ConfigError(f"{key} is not known to Miles")
     if recipe.warmstart.steps:
         raise ConfigError(
             "Miles has no warm start", hint="palestra warmstart makes a model to begin from"
@@ -81,7 +95,7 @@ def _groups(recipe: Recipe, *, with_wandb: bool) -> tuple[FlagGroup, ...]:
         "checkpoints": _checkpoints(recipe),
         "rollout": _rollout(recipe),
         "optimizer": _optimizer(recipe),
-        "grpo": _grpo(recipe),
+        "grpo": _loss(recipe),
         "wandb": _wandb(recipe) if with_wandb else (),
         "parallelism": _parallelism(recipe),
         "evaluation": _evaluation(recipe),
@@ -168,22 +182,30 @@ def _optimizer(recipe: Recipe) -> tuple[Flag, ...]:
     )
 
 
-def _grpo(recipe: Recipe) -> tuple[Flag, ...]:
-    training = recipe.training
+def _loss(recipe: Recipe) -> tuple[Flag, ...]:
+    training, objective = recipe.training, recipe.training.objective
     kl = (
         _flag("use-kl-loss"),
         _flag("kl-loss-coef", training.kl_coef),
-        _flag("kl-loss-type", "low_var_kl"),
+        _flag("kl-loss-type", "low_var_kl" if training.kl == "k3" else training.kl),
     )
     return (
-        _flag("advantage-estimator", "grpo"),
+        _flag("advantage-estimator", _estimator(objective)),
         *(kl if training.kl_coef else ()),
-        _flag("entropy-coef", recipe.miles.entropy_coef),
-        _flag("eps-clip", training.clip_low),
-        _flag("eps-clip-high", training.clip_high),
-        *_switch("disable-grpo-std-normalization", on=not training.normalize_std),
+        _flag("entropy-coef", training.entropy_coef),
+        _flag("eps-clip", objective.clip_low),
+        _flag("eps-clip-high", objective.clip_high),
+        *_switch("disable-grpo-std-normalization", on=objective.advantage == "group_mean"),
+        *_switch("normalize-advantages", on=objective.advantage == "batch_std"),
+        *_switch("calculate-per-token-loss", on=objective.aggregation == "token_mean"),
         *_switch("use-tis", on=training.correction.mode != "off"),
     )
+
+
+def _estimator(objective: Objective) -> str:
+    if objective.ratio == "sequence":
+        return "gspo"
+    return "reinforce_plus_plus_baseline" if objective.advantage == "batch_std" else "grpo"
 
 
 def _wandb(recipe: Recipe) -> tuple[Flag, ...]:
@@ -282,16 +304,19 @@ def _config(recipe: Recipe) -> dict[str, object]:
 def _correction(section: CorrectionSection) -> dict[str, object]:
     if section.mode == "off":
         return {}
+    veto_alone = section.reject == "off" and section.mode in ("truncate", "clip")
+    reject_low, reject_high = (0.0, _NO_BOUND) if veto_alone else section.reject_bounds
+    given = veto_alone or section.reject != "off"
     return {
-        "tis_mode": section.mode,
+        "tis_mode": "mask" if section.mode == "icepop" else section.mode,
         "tis_level": section.level,
         "tis_lower_bound": section.low,
         "tis_upper_bound": section.high,
-        "tis_batch_normalize": False,
-        "use_rs": section.veto > 0,
-        "rs_level": section.level,
-        "rs_lower_bound": None,
-        "rs_upper_bound": None,
+        "tis_batch_normalize": section.normalize,
+        "use_rs": section.veto > 0 or section.reject != "off",
+        "rs_level": section.level if section.reject == "off" else section.reject,
+        "rs_lower_bound": reject_low if given else None,
+        "rs_upper_bound": reject_high if given else None,
         "rs_veto_threshold": section.veto or None,
     }
 

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from palestra.config import CorrectionSection
+from palestra.config_training import CorrectionSection
 from palestra.errors import ConfigError
-from palestra.learning.training.correction import correction_metrics_by_id, importance_weights
+from palestra.learning.training.correction import importance_weights, mismatch_metrics
+
+NO_BOUND = 1e9
+"""An upper bound above every ratio, since those are held below exp(20)."""
 
 
 def mis(
@@ -27,14 +30,14 @@ def mis(
 ) -> tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]:
     """Weigh the policy loss of each id against the mismatch of engine and trainer.
 
-    The weights are those of :mod:`palestra.learning.training.correction`. Masked and vetoed
-    ids weigh 0; the loss masks are returned as they came, so they still count where Miles
+    The weights are those of :mod:`palestra.learning.training.correction`. Masked, rejected and
+    vetoed ids weigh 0; the loss masks are returned as they came, so they still count where Miles
     takes means, and the KL term still sees them, as in our own loss.
 
     Args:
-        args: Miles' arguments, with the keys of its ``mis.yaml``: ``tis_mode``,
-            ``tis_level``, ``tis_lower_bound``, ``tis_upper_bound``, ``use_rs`` and
-            ``rs_veto_threshold``.
+        args: Miles' arguments, with the keys of its ``mis.yaml``: ``tis_mode``, ``tis_level``,
+            ``tis_lower_bound``, ``tis_upper_bound``, ``tis_batch_normalize``, ``use_rs``,
+            ``rs_level``, ``rs_lower_bound``, ``rs_upper_bound`` and ``rs_veto_threshold``.
         pg_loss: of every response id on this rank, one sequence after the other.
         train_log_probs: of each sequence by the trainer before the step, on this rank.
         rollout_log_probs: the same by the engine.
@@ -45,7 +48,7 @@ def mis(
 
     Returns:
         The weighted loss (only weighted with ``--use-tis``), the masks, and metrics of every
-        id under Miles' names.
+        id under Miles' names; what is known of a sequence stands at each of its ids.
 
     Raises:
         ConfigError: a key has a value that this correction does not know.
@@ -61,12 +64,14 @@ def mis(
         "row_N": _rows(trained),
     }
     weights_N = importance_weights(**flat, section=section)
-    metrics_N = correction_metrics_by_id(**flat, weights_N=weights_N, section=section)
+    found = mismatch_metrics(**flat, weights_N=weights_N, section=section)
+    of_rows = {name: values_R[found.place_N] for name, values_R in found.by_row.items()}
 
     if getattr(args, "use_tis", False):
         pg_loss = pg_loss * ranks.spread(weights_N, trained, like=pg_loss)
     metrics = {
-        name: ranks.spread(values_N, trained, like=pg_loss) for name, values_N in metrics_N.items()
+        name: ranks.spread(values_N, trained, like=pg_loss)
+        for name, values_N in (found.by_id | of_rows).items()
     }
     return pg_loss, list(loss_masks), metrics
 
@@ -74,29 +79,36 @@ def mis(
 def correction_section(args: Namespace) -> CorrectionSection:
     """The correction that Miles' arguments ask for.
 
+    As in ``mis.yaml``, a lower bound that is not given is 1 / the upper one, and bounds of the
+    rejection that are not given are those of the weights. A rejection that masks nothing, or
+    just what the mode masks, is none.
+
     Raises:
-        ConfigError: a value is unknown, or asks for what this correction does not do.
+        ConfigError: a value is unknown, or the bounds are in no order.
     """
-    mode = getattr(args, "tis_mode", "mask")
-    level = getattr(args, "tis_level", "token")
     high = _given(args, "tis_upper_bound", 2.0)
     low = _given(args, "tis_lower_bound", 1.0 / high if high else 0.0)
-    veto = _given(args, "rs_veto_threshold", 0.0)
-    if getattr(args, "tis_batch_normalize", False):
-        raise ConfigError("tis_batch_normalize is not known here", hint="set it to false")
+    values = {
+        "mode": getattr(args, "tis_mode", "mask"),
+        "level": getattr(args, "tis_level", "token"),
+        "low": low,
+        "high": high,
+        "veto": 0.0,
+        "normalize": bool(getattr(args, "tis_batch_normalize", False)),
+    }
     if getattr(args, "use_rs", True):
-        asked = {
-            "rs_level": (_given(args, "rs_level", level), level),
-            "rs_lower_bound": (_given(args, "rs_lower_bound", low), low),
-            "rs_upper_bound": (_given(args, "rs_upper_bound", high), high),
-        }
-        for key, (value, known) in asked.items():
-            if value != known:
-                raise ConfigError(f"{key} is {value}; here it must be that of tis, {known}")
-    else:
-        veto = 0.0
+        values["veto"] = _given(args, "rs_veto_threshold", 0.0)
+        reject_low = _given(args, "rs_lower_bound", low)
+        reject_high = _given(args, "rs_upper_bound", high)
+        level = _given(args, "rs_level", values["level"])
+        masks_alike = values["mode"] == "mask" and level == values["level"]
+        if not (
+            (masks_alike and (reject_low, reject_high) == (low, high))
+            or (reject_low <= 0 and reject_high >= NO_BOUND)
+        ):
+            values |= {"reject": level, "reject_low": reject_low, "reject_high": reject_high}
     try:
-        return CorrectionSection(mode=mode, level=level, low=low, high=high, veto=veto)
+        return CorrectionSection.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])

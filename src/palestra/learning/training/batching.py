@@ -8,16 +8,25 @@ that were not sampled cannot leak into a loss.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from palestra.learning.training.advantages import group_advantages, shuffled
+from palestra.config_training import AdvantageName, OverlongSection
+from palestra.learning.rollouts.filters import is_overlong
+from palestra.learning.training.advantages import (
+    group_advantages,
+    overlong_penalty,
+    shuffled,
+    whitened,
+)
 from palestra.learning.training.packing import plan_packs
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
+_NO_PENALTY = OverlongSection()
 _PADDING_ID = 0  # never read: padding stands to the right, where causality hides it
 
 
@@ -79,34 +88,58 @@ class Microbatch:
 def training_rows(
     groups: Iterable[Group],
     *,
-    normalize_std: bool,
-    truncated: Literal["keep", "mask"],
+    advantage: AdvantageName = "group_std",
+    truncated: Literal["keep", "mask"] = "keep",
+    max_row_tokens: int = 0,
+    overlong: OverlongSection = _NO_PENALTY,
     shuffle_seed: int | None = None,
 ) -> tuple[TrainingRow, ...]:
     """Turn groups into rows, in the order of groups, rollouts and paths.
 
-    Rollouts without a reward give no row. With ``truncated="mask"`` a truncated rollout
-    counts in its group's baseline and gives no row either (Yu et al. 2025, *DAPO*,
-    arXiv:2503.14476, section 3.4: overlong filtering). With a ``shuffle_seed`` the rewards
-    of a group are dealt out at random (a control).
+    Rollouts without a reward give no row.
+
+    Args:
+        groups: that share a baseline each.
+        advantage: how rewards become advantages.
+        truncated: with ``mask`` a truncated rollout counts in its group's baseline and gives no
+            row (Yu et al. 2025, *DAPO*, arXiv:2503.14476, section 3.4: overlong filtering).
+        max_row_tokens: a rollout with a path of more ids does the same; 0: any length.
+        overlong: what the reward loses by the number of sampled ids.
+        shuffle_seed: with one, the rewards of a group are dealt out at random (a control).
 
     Raises:
         ValueError: a reward is not finite, or an id without context claims to be sampled.
     """
     rows: list[TrainingRow] = []
     for group in groups:
-        rewards_G: Sequence[float | None] = [rollout.reward for rollout in group.rollouts]
+        rewards_G: Sequence[float | None] = [_reward(r, overlong) for r in group.rollouts]
         if shuffle_seed is not None:
             rewards_G = shuffled(rewards_G, name=f"{shuffle_seed} {group.group_id}")
-        advantages_G = group_advantages(rewards_G, normalize_std=normalize_std)
-        for rollout, advantage in zip(group.rollouts, advantages_G, strict=True):
+        advantages_G = group_advantages(rewards_G, estimator=advantage)
+        for rollout, value in zip(group.rollouts, advantages_G, strict=True):
             masked = truncated == "mask" and rollout.episode.outcome is Outcome.TRUNCATED
-            if advantage is not None and not masked:
-                rows.extend(_rows_of(group.group_id, rollout, advantage))
-    return tuple(rows)
+            if value is not None and not masked:
+                rows.extend(_rows_of(group.group_id, rollout, value, max_row_tokens))
+    if advantage != "batch_std":
+        return tuple(rows)
+    values = whitened([row.advantage for row in rows], [row.num_trainable for row in rows])
+    return tuple(
+        dataclasses.replace(row, advantage=value) for row, value in zip(rows, values, strict=True)
+    )
 
 
-def _rows_of(group_id: str, rollout: Rollout, advantage: float) -> Iterable[TrainingRow]:
+def _reward(rollout: Rollout, overlong: OverlongSection) -> float | None:
+    if rollout.reward is None:
+        return None
+    num_sampled = sum(len(turn.sampled_ids) for turn in rollout.trace.turns)
+    return rollout.reward + overlong_penalty(num_sampled, overlong)
+
+
+def _rows_of(
+    group_id: str, rollout: Rollout, advantage: float, max_row_tokens: int
+) -> Iterable[TrainingRow]:
+    if is_overlong(rollout, max_row_tokens):
+        return ()
     return (
         TrainingRow(
             rollout_id=rollout.rollout_id, group_id=group_id, path=path, advantage=advantage

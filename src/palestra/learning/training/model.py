@@ -72,8 +72,13 @@ class Policy:
         device: torch.device = self.model.device
         return device
 
-    def score(self, batch: Microbatch) -> TokenLogprobs:
-        """Score the trained ids of a microbatch at the temperatures they were sampled at."""
+    def score(self, batch: Microbatch, *, entropy_gradient: bool = False) -> TokenLogprobs:
+        """Score the trained ids of a microbatch at the temperatures they were sampled at.
+
+        Args:
+            batch: the ids.
+            entropy_gradient: whether gradients flow through the entropy too.
+        """
         hidden_SH = _states(self.model, batch.prefix_P, batch.ids_BT)
         head = self.model.get_output_embeddings()
         return token_logprobs(
@@ -82,6 +87,7 @@ class Policy:
             target_ids_N=batch.target_ids_N,
             temperatures_N=batch.temperatures_N,
             vocab_size=head.weight.shape[0],
+            entropy_gradient=entropy_gradient,
         )
 
     def frozen_copy(self) -> Policy:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from palestra.config import CorrectionSection
+from palestra.config_training import CorrectionSection
 from palestra.learning.training.correction import correction_metrics
 
 

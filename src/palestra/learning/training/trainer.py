@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from palestra.config import ModelSection, TrainingSection
+from palestra.config import ModelSection
+from palestra.config_training import TrainingSection
 from palestra.errors import CheckpointError
 from palestra.learning.training.batching import (
     Microbatch,
@@ -20,26 +23,36 @@ from palestra.learning.training.batching import (
 )
 from palestra.learning.training.correction import importance_weights
 from palestra.learning.training.folders import whole_folder
-from palestra.learning.training.logprobs import TokenLogprobs
-from palestra.learning.training.losses import k3_kl, policy_loss
+from palestra.learning.training.losses import LossScale, loss_scale
 from palestra.learning.training.model import Policy
 from palestra.learning.training.movement import WeightSample
 from palestra.learning.training.optimizer import PolicyOptimizer
 from palestra.learning.training.report import TokenReport, join, token_metrics
 from palestra.learning.training.schedule import lr_at
+from palestra.learning.training.token_loss import BeforeStep, scaled_sum, token_loss
 from palestra.records import Group
 
 _STATE_FORMAT = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Minibatch:
+    """What one optimizer step sees."""
+
+    batches: list[Microbatch]
+    rows: tuple[int, ...]  # numbers of its rows in the whole batch
+    scale: LossScale
+
+
 class Trainer:
-    """GRPO with masked importance sampling on one device.
+    """Group-relative policy gradients with masked importance sampling on one device.
 
     Three policies are kept apart: the one that sampled (the engine's logprobs, under the
     versions the ids carry), the one before the step (recomputed here), and the one being
     trained. With one minibatch the last two are the same weights, so the detached
-    logprobs of the training pass stand for both; from two minibatches on, a pass without
-    gradients comes before the first optimizer step.
+    logprobs of the training pass stand for both; from two minibatches on, and where
+    importance weights are normalised, a pass without gradients comes before the first
+    optimizer step.
 
     On a CPU, equal groups and an equal seed give equal weights, bit for bit.
 
@@ -48,6 +61,7 @@ class Trainer:
         model: device and dtype.
         training: optimizer, loss and batching.
         truncated: whether truncated rollouts are trained on or only count in the baseline.
+        max_row_tokens: rollouts with longer conversations only count in it; 0: any length.
         seed: of the order in which groups fall into minibatches.
 
     Raises:
@@ -62,10 +76,13 @@ class Trainer:
         training: TrainingSection,
         truncated: Literal["keep", "mask"],
         seed: int,
+        max_row_tokens: int = 0,
     ) -> None:
         self._model_path = model_path
         self._section = training
         self._truncated = truncated
+        self._max_row_tokens = max_row_tokens
+        self._fixed_length = training.fixed_length or model.max_context
         self._seed = seed
         self.policy = Policy.load(model_path, model)
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
@@ -97,8 +114,8 @@ class Trainer:
     def train_step(self, groups: Sequence[Group]) -> dict[str, float]:
         """Train on groups once and raise the version by one; blocks.
 
-        A gradient that is not finite, and a batch whose advantages are all 0 (without a
-        KL term), change no weight; the version rises all the same, since the groups are
+        A gradient that is not finite, and a batch whose advantages are all 0 (without KL and
+        entropy terms), change no weight; the version rises all the same, since the groups are
         used up. ``train/nonfinite_steps`` counts the former over the whole run,
         ``train/no_signal`` is 1 for the latter.
 
@@ -110,13 +127,19 @@ class Trainer:
         """
         rows = training_rows(
             groups,
-            normalize_std=self._section.normalize_std,
+            advantage=self._section.objective.advantage,
             truncated=self._truncated,
+            max_row_tokens=self._max_row_tokens,
+            overlong=self._section.overlong,
             shuffle_seed=self._seed if self._section.shuffle_rewards else None,
         )
         if not rows:
             raise ValueError(f"{len(groups)} groups hold no sampled id with a reward to train on")
-        has_signal = self._reference is not None or any(row.advantage != 0 for row in rows)
+        has_signal = (
+            self._reference is not None
+            or self._section.entropy_coef > 0
+            or any(row.advantage != 0 for row in rows)
+        )
         lr = self._lr()
         metrics = self._optimize(rows, lr) if has_signal else {}
         self._step += 1
@@ -132,33 +155,27 @@ class Trainer:
 
     def _optimize(self, rows: tuple[TrainingRow, ...], lr: float) -> dict[str, float]:
         minibatches = self._minibatches(rows)
-        old_logprobs: list[list[torch.Tensor | None]] = [
-            [
-                self._score_frozen(self.policy, batch) if len(minibatches) > 1 else None
-                for batch in m
-            ]
-            for m in minibatches
-        ]
-        before = WeightSample(self.policy.model)
+        known = [self._before(m, others=len(minibatches) - 1) for m in minibatches]
+        start = WeightSample(self.policy.model)
         reports: list[TokenReport] = []
-        norms = []
-        for minibatch, old in zip(minibatches, old_logprobs, strict=True):
+        losses, norms = [], []
+        for minibatch, before in zip(minibatches, known, strict=True):
             try:
-                reports += self._backward(minibatch, old)
+                loss, parts = self._backward(minibatch, before)
                 norm = self._optimizer.step(lr=lr, max_grad_norm=self._section.max_grad_norm)
             finally:
                 self._optimizer.forget_gradients()
+            reports += parts
+            losses.append(loss)
             norms.append(norm)
             self._num_skipped += not math.isfinite(norm)
         metrics = token_metrics(join(reports), self._section.correction)
-        metrics["weight_change"] = before.relative_change()
         metrics["grad_norm"] = math.fsum(norms) / len(norms)
-        metrics["loss"] = metrics["pg_loss"]
-        if "kl_loss" in metrics:
-            metrics["loss"] += self._section.kl_coef * metrics["kl_loss"]
+        metrics["loss"] = sum(losses) / len(losses)
+        metrics["weight_change"] = start.relative_change()
         return metrics
 
-    def _minibatches(self, rows: tuple[TrainingRow, ...]) -> list[list[Microbatch]]:
+    def _minibatches(self, rows: tuple[TrainingRow, ...]) -> list[_Minibatch]:
         # Whole groups: their baseline stays balanced, and they share what they begin with.
         groups = [
             list(members)
@@ -169,64 +186,65 @@ class Trainer:
         if num_parts > 1:
             order = torch.randperm(len(groups), generator=self._generator).tolist()
         return [
-            microbatches(
-                [(n, rows[n]) for index in sorted(order[part::num_parts]) for n in groups[index]],
-                max_tokens=self._section.microbatch_tokens,
-                device=self.policy.device,
-                share_prefixes=self.policy.shares_prefixes,
-            )
+            self._minibatch(rows, [n for i in sorted(order[part::num_parts]) for n in groups[i]])
             for part in range(num_parts)
         ]
 
-    def _backward(
-        self, minibatch: list[Microbatch], old_logprobs: list[torch.Tensor | None]
-    ) -> list[TokenReport]:
-        # One normaliser for all microbatches, so that how rows are packed changes nothing.
-        num_tokens = sum(batch.num_trainable for batch in minibatch)
-        reports = []
-        for batch, old_N in zip(minibatch, old_logprobs, strict=True):
-            scored = self.policy.score(batch)
-            loss_N, report = self._loss(batch, scored, old_N)
-            (loss_N.sum() / num_tokens).backward()  # type: ignore[no-untyped-call]
-            self._optimizer.accumulate()
-            reports.append(report)
-        return reports
+    def _minibatch(self, rows: tuple[TrainingRow, ...], numbers: list[int]) -> _Minibatch:
+        return _Minibatch(
+            batches=microbatches(
+                [(number, rows[number]) for number in numbers],
+                max_tokens=self._section.microbatch_tokens,
+                device=self.policy.device,
+                share_prefixes=self.policy.shares_prefixes,
+            ),
+            rows=tuple(numbers),
+            scale=loss_scale(
+                [rows[number].rollout_id for number in numbers],
+                [rows[number].num_trainable for number in numbers],
+                aggregation=self._section.objective.aggregation,
+                fixed_length=self._fixed_length,
+            ),
+        )
 
-    def _loss(
-        self, batch: Microbatch, scored: TokenLogprobs, old_N: torch.Tensor | None
-    ) -> tuple[torch.Tensor, TokenReport]:
-        current_N = scored.logprobs_N.detach()
-        old_N = current_N if old_N is None else old_N
+    def _before(self, minibatch: _Minibatch, *, others: int) -> list[BeforeStep]:
+        """What must be known before any optimizer step; the rest is left to the backward pass."""
+        normalize = self._section.correction.normalize
+        if not others and not normalize:
+            return [BeforeStep()] * len(minibatch.batches)
+        olds = [self._score_frozen(self.policy, batch) for batch in minibatch.batches]
+        if not normalize:
+            return [BeforeStep(logprobs_N=old_N) for old_N in olds]
         weights_N = importance_weights(
-            train_logprobs_N=old_N,
-            rollout_logprobs_N=batch.rollout_logprobs_N,
-            row_N=batch.row_N,
+            train_logprobs_N=torch.cat(olds),
+            rollout_logprobs_N=torch.cat([b.rollout_logprobs_N for b in minibatch.batches]),
+            row_N=torch.cat([b.row_N for b in minibatch.batches]),
             section=self._section.correction,
         )
-        clipped = policy_loss(
-            logprobs_N=scored.logprobs_N,
-            old_logprobs_N=old_N,
-            advantages_N=batch.advantages_N,
-            weights_N=weights_N,
-            clip_low=self._section.clip_low,
-            clip_high=self._section.clip_high,
-        )
-        loss_N, kl_N = clipped.loss_N, None
-        if self._reference is not None:
-            kl_N = k3_kl(scored.logprobs_N, self._score_frozen(self._reference, batch))
-            loss_N = loss_N + self._section.kl_coef * kl_N
-        return loss_N, TokenReport(
-            row_N=batch.row_N,
-            logprobs_N=current_N,
-            old_logprobs_N=old_N,
-            rollout_logprobs_N=batch.rollout_logprobs_N,
-            weights_N=weights_N,
-            entropy_N=scored.entropy_N,
-            policy_loss_N=clipped.loss_N.detach(),
-            clipped_N=clipped.clipped_N,
-            staleness_N=self._step - batch.version_N,
-            kl_N=None if kl_N is None else kl_N.detach(),
-        )
+        parts = torch.split(weights_N, [len(old_N) for old_N in olds])
+        return [
+            BeforeStep(logprobs_N=old_N, weights_N=part_N)
+            for old_N, part_N in zip(olds, parts, strict=True)
+        ]
+
+    def _backward(
+        self, minibatch: _Minibatch, known: list[BeforeStep]
+    ) -> tuple[float, list[TokenReport]]:
+        reports, losses = [], []
+        for batch, before in zip(minibatch.batches, known, strict=True):
+            scored = self.policy.score(batch, entropy_gradient=self._section.entropy_coef > 0)
+            if self._reference is not None:
+                reference_N = self._score_frozen(self._reference, batch)
+                before = dataclasses.replace(before, reference_logprobs_N=reference_N)
+            loss_N, report = token_loss(
+                batch, scored, before=before, section=self._section, version=self._step
+            )
+            loss = scaled_sum(loss_N, batch.row_N, rows=minibatch.rows, scale=minibatch.scale)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.accumulate()
+            reports.append(report)
+            losses.append(float(loss.detach()))
+        return math.fsum(losses), reports
 
     @staticmethod
     def _score_frozen(policy: Policy, batch: Microbatch) -> torch.Tensor:
