@@ -10,12 +10,12 @@ from palestra.errors import TaskError
 from palestra.forge.mutants import Mutant, Site
 from palestra.forge.records import Candidate, Difficulty, Failure
 from palestra.forge.source import Source
-
-NUM_LEVELS = 5
-PRIOR_SOLVE_RATES = (0.9, 0.7, 0.5, 0.3, 0.1)
-"""What share of attempts is thought to solve a task of each level before any was made."""
-PRIOR_ATTEMPTS = 4.0
-"""How many attempts that thought is worth."""
+from palestra.tasks.difficulty import (
+    NUM_LEVELS,
+    PRIOR_ATTEMPTS,
+    PRIOR_SOLVE_RATES,
+    nearest_level,
+)
 
 # Each reaches one point more from each of its bounds on.
 _LINES_TO_READ = (12, 30, 70)
@@ -109,9 +109,7 @@ def relevel(level: int, solved: int, attempts: int) -> int:
     if not 0 <= solved <= attempts:
         raise ValueError(f"{solved} of {attempts} attempts cannot have solved it")
     prior = PRIOR_SOLVE_RATES[level - 1] * PRIOR_ATTEMPTS
-    mean = (prior + solved) / (PRIOR_ATTEMPTS + attempts)
-    levels = range(NUM_LEVELS, 0, -1)
-    return min(levels, key=lambda n: round(abs(PRIOR_SOLVE_RATES[n - 1] - mean), 9))
+    return nearest_level((prior + solved) / (PRIOR_ATTEMPTS + attempts))
 
 
 def _distance(failure: Failure, wrong: set[_Span]) -> int | None:

@@ -23,8 +23,9 @@ from palestra.learning.rollouts.ahead import ImagesAhead
 from palestra.learning.rollouts.collector import RolloutCollector
 from palestra.learning.rollouts.environment_client import EnvironmentClient
 from palestra.learning.rollouts.gateway_client import GatewayClient
-from palestra.learning.rollouts.scheduler import RolloutScheduler
-from palestra.learning.rollouts.task_order import TaskOrder
+from palestra.learning.rollouts.mixed_order import MixedOrder
+from palestra.learning.rollouts.scheduler import RolloutScheduler, SchedulerState
+from palestra.learning.rollouts.task_order import Order, TaskOrder
 from palestra.learning.training import Checkpoint, CheckpointStore, Trainer
 from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
@@ -189,18 +190,11 @@ async def _scheduler(
     watcher: Watcher,
     events: EventSink,
 ) -> AsyncIterator[RolloutScheduler]:
-    order = TaskOrder(
-        tasks.train,
-        seed=recipe.seed,
-        shuffle=recipe.tasks.shuffle,
-        position=progress.scheduler.position,
-        quarantined=progress.scheduler.quarantined,
-    )
     async with (
         ImagesAhead(environment.prefetch, events=events) as ahead,
         RolloutScheduler(
             collector=collector,
-            order=order,
+            order=_order(recipe, tasks, progress.scheduler),
             section=recipe.rollouts,
             run=recipe.name,
             concurrency=recipe.environment.concurrency,
@@ -212,6 +206,25 @@ async def _scheduler(
     ):
         ahead.want(tasks.heldout)
         yield scheduler
+
+
+def _order(recipe: Recipe, tasks: RunTasks, state: SchedulerState) -> Order:
+    uniform = TaskOrder(
+        tasks.train,
+        seed=recipe.seed,
+        shuffle=recipe.tasks.shuffle,
+        position=state.position,
+        quarantined=state.quarantined,
+    )
+    if recipe.tasks.difficulty == "ignore":
+        return uniform
+    return MixedOrder(
+        uniform,
+        group_size=recipe.rollouts.group_size,
+        seed=recipe.seed,
+        draws=state.draws,
+        tries=state.tries,
+    )
 
 
 def _trainer(

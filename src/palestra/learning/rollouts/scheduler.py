@@ -29,7 +29,7 @@ from palestra.learning.rollouts.ahead import ImagesAhead
 from palestra.learning.rollouts.batch import StepBatch
 from palestra.learning.rollouts.filters import DropReason, JudgedGroup, judge
 from palestra.learning.rollouts.protocol import Collector, RolloutObserver
-from palestra.learning.rollouts.task_order import TaskOrder
+from palestra.learning.rollouts.task_order import Draws, Order, Tries
 from palestra.records import Group, Outcome, Rollout, Task
 from palestra.wire import timings_to_wire
 
@@ -44,11 +44,15 @@ class SchedulerState:
         position: of the next draw from the task order.
         pending: positions that were drawn and whose groups no batch has brought yet.
         quarantined: instance ids that are not drawn any more.
+        draws: position and instance id of pending groups, where the position does not tell.
+        tries: what an order that learns has seen of its tasks.
     """
 
     position: int = 0
     pending: tuple[int, ...] = ()
     quarantined: tuple[str, ...] = ()
+    draws: Draws = ()
+    tries: Tries = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +84,7 @@ class RolloutScheduler:
         self,
         *,
         collector: Collector,
-        order: TaskOrder,
+        order: Order,
         section: RolloutsSection,
         run: str,
         concurrency: int,
@@ -109,6 +113,8 @@ class RolloutScheduler:
             position=self._order.position,
             pending=tuple(sorted({*self._pending, *self._outstanding})),
             quarantined=self._order.quarantined,
+            draws=self._order.draws,
+            tries=self._order.tries,
         )
 
     async def next_batch(self, version: int) -> StepBatch:
@@ -138,8 +144,10 @@ class RolloutScheduler:
                 step.drop_task(judged.whole.instance_id)
             step.check_infra_share()
         self._top_up(step)
-        for index in step.judged:
+        # Only now and in this order: what is drawn next must not depend on who came first.
+        for index in sorted(step.judged):
             del self._outstanding[index]
+            self._note(step.judged[index])
         return StepBatch(
             version=version,
             judged=tuple(step.judged[index] for index in sorted(step.judged)),
@@ -172,6 +180,16 @@ class RolloutScheduler:
             instance_id=instance_id,
             group_id=judged.whole.group_id,
             flaky_tests=judged.flaky_tests,
+        )
+
+    def _note(self, judged: JudgedGroup) -> None:
+        rewards = [r.reward for r in judged.whole.rollouts if r.reward is not None]
+        is_flaky = judged.reason is DropReason.FLAKY
+        self._order.note(
+            judged.whole.task_index,
+            judged.whole.instance_id,
+            solved=0 if is_flaky else sum(reward > 0 for reward in rewards),
+            attempts=0 if is_flaky else len(rewards),
         )
 
     def _top_up(self, step: _Step) -> None:

@@ -4,9 +4,59 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 from palestra.errors import TaskError
 from palestra.records import Task
+
+Draws = tuple[tuple[int, str], ...]
+"""Position and instance id of each group that is out."""
+Tries = tuple[tuple[str, float, float], ...]
+"""A name, how many attempts under it solved their task, and how many there were."""
+
+
+class Order(Protocol):
+    """Which task comes next. What a checkpoint keeps of it are its properties."""
+
+    @property
+    def position(self) -> int:
+        """Of the next draw."""
+        ...
+
+    @property
+    def quarantined(self) -> tuple[str, ...]:
+        """Ids that are not drawn any more, sorted."""
+        ...
+
+    @property
+    def draws(self) -> Draws:
+        """The groups that are out, where the position does not tell their tasks."""
+        ...
+
+    @property
+    def tries(self) -> Tries:
+        """What the order has learnt of its tasks."""
+        ...
+
+    def draw(self) -> tuple[int, Task]:
+        """Return the next task and its position. Raises TaskError where there is none."""
+        ...
+
+    def coming(self, num_tasks: int) -> tuple[Task, ...]:
+        """The tasks of the next draws, as far as is known now."""
+        ...
+
+    def at(self, position: int) -> Task:
+        """The task of a position that was drawn."""
+        ...
+
+    def quarantine(self, instance_id: str) -> None:
+        """Never draw this task again."""
+        ...
+
+    def note(self, position: int, instance_id: str, *, solved: int, attempts: int) -> None:
+        """A group came back: so many of its attempts have a reward, so many solved the task."""
+        ...
 
 
 class TaskOrder:
@@ -49,9 +99,24 @@ class TaskOrder:
         self._order: list[int] = []
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks, in quarantine or not."""
+        return self._tasks
+
+    @property
     def position(self) -> int:
         """Where the next draw looks first."""
         return self._position
+
+    @property
+    def draws(self) -> Draws:
+        """Nothing: a position tells its task."""
+        return ()
+
+    @property
+    def tries(self) -> Tries:
+        """Nothing: this order does not learn."""
+        return ()
 
     @property
     def quarantined(self) -> tuple[str, ...]:
@@ -73,6 +138,13 @@ class TaskOrder:
         raise TaskError(
             f"all {len(self._tasks)} tasks are in quarantine: their tests do not repeat"
         )
+
+    def skip(self) -> None:
+        """Go on to the next position."""
+        self._position += 1
+
+    def note(self, position: int, instance_id: str, *, solved: int, attempts: int) -> None:
+        """Results change nothing here."""
 
     def coming(self, num_tasks: int) -> tuple[Task, ...]:
         """The tasks of the next draws, as far as is known now; at most all there are."""
