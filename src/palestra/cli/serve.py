@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +11,8 @@ import typer
 
 from palestra.cli.loop import run_until_stopped
 from palestra.cli.terminal import say
+from palestra.cli.view import DEFAULT_PORT
+from palestra.cli.viewer import View, ViewPort, dashboard_beside
 from palestra.cli.waiting import end_of_stdin
 from palestra.config import AgentName, Recipe, SandboxName
 from palestra.errors import SandboxUnavailable
@@ -63,6 +65,8 @@ def serve(
         str | None,
         typer.Option(envvar="PALESTRA_TOKEN", help="Token that requests must carry."),
     ] = None,
+    view: View = True,
+    view_port: ViewPort = DEFAULT_PORT,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     exit_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
@@ -97,8 +101,21 @@ def serve(
         say(choice.describe())
         chosen.append(choice)
 
+    beside = ExitStack()
+
     def on_ready(url: str) -> None:
         say(f"serving on {url}")
+        beside.enter_context(
+            dashboard_beside(
+                settings.runs,
+                wanted=view and not exit_with_parent,  # who starts us so has one
+                port=view_port,
+                say=say,
+                page="/now",
+                environment=url,
+                token=options.token,
+            )
+        )
         _announce(ready_fd, Announcement.of(url, chosen[-1]).to_line())
 
     gym = find_gym_env(env_yaml)
@@ -113,18 +130,19 @@ def serve(
         policy_model_name=policy_model_name or gym.policy_model_name or "policy",
     )
     try:
-        run_until_stopped(
-            lambda stop: serve_environment(
-                settings,
-                options,
-                on_bad_row=say,
-                on_choice=on_choice,
-                on_ready=on_ready,
-                stop=stop,
-            ),
-            watch=end_of_stdin if exit_with_parent else None,
-            stopping="stopping: waiting for episodes to end",
-        )
+        with beside:
+            run_until_stopped(
+                lambda stop: serve_environment(
+                    settings,
+                    options,
+                    on_bad_row=say,
+                    on_choice=on_choice,
+                    on_ready=on_ready,
+                    stop=stop,
+                ),
+                watch=end_of_stdin if exit_with_parent else None,
+                stopping="stopping: waiting for episodes to end",
+            )
     except SandboxUnavailable as error:
         _announce(ready_fd, refusal_line(error))
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -13,6 +14,8 @@ from palestra.cli.miles import launch
 from palestra.cli.report import conclude
 from palestra.cli.terminal import say
 from palestra.cli.training_view import TrainingView
+from palestra.cli.view import DEFAULT_PORT
+from palestra.cli.viewer import View, ViewPort, dashboard_beside
 from palestra.config import Recipe, SandboxName
 from palestra.errors import ConfigError, MissingExtra
 from palestra.recipe_files import load_recipe, recipe_keys
@@ -56,6 +59,8 @@ def train(
     resume: Resume = None,
     sandbox: Sandbox = None,
     dry_run: DryRun = False,
+    view: View = True,
+    view_port: ViewPort = DEFAULT_PORT,
 ) -> None:
     """Train an agent: environment, gateway, engine and trainer from one recipe."""
     if (recipe is None) == (resume is None):
@@ -82,10 +87,20 @@ def train(
         run, resolved = create_run(resolved)
     with locked(run):
         try:
-            with TrainingView(resolved.training.steps, resolved.warmstart.steps) as view:
-                view.say(f"run {run.root}")
+            with (
+                TrainingView(resolved.training.steps, resolved.warmstart.steps) as watcher,
+                dashboard_beside(
+                    run.root.parent,
+                    wanted=view,
+                    port=view_port,
+                    say=watcher.say,
+                    page=f"/runs/{quote(run.root.name)}",
+                    token=resolved.environment.token,
+                ),
+            ):
+                watcher.say(f"run {run.root}")
                 summary = run_cancellable(
-                    training.train(resolved, run, tasks, view),
+                    training.train(resolved, run, tasks, watcher),
                     stopping=f"stopping; palestra train --resume {run.root} will go on",
                 )
         finally:

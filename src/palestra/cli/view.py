@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,9 @@ from palestra.cli.terminal import say
 from palestra.cli.waiting import end_of_stdin
 
 DEFAULT_PORT = 8777
+READY = "dashboard: "
+"""Begins the line with the address."""
+_NICENESS = 10
 
 
 def view(
@@ -32,20 +34,14 @@ def view(
             help="What environment servers want, and what others than this machine must give.",
         ),
     ] = None,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     exit_with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Show runs in the browser: charts, live episodes, conversations, and why. Reads only."""
     from palestra.dashboard.server import is_loopback, serve_dashboard
     from palestra.dashboard.site import SiteOptions
 
-    def on_ready(url: str) -> None:
-        if ready_fd is None:
-            say(f"dashboard: {url}")
-            return
-        with suppress(OSError):
-            os.write(ready_fd, f"{url}\n".encode())
-            os.close(ready_fd)
+    if exit_with_parent:
+        os.nice(_NICENESS)  # whoever started us has better things to do
 
     run_until_stopped(
         lambda stop: serve_dashboard(
@@ -53,7 +49,7 @@ def view(
             host=host,
             port=port,
             token=None if is_loopback(host) else token,
-            on_ready=on_ready,
+            on_ready=lambda url: say(f"{READY}{url}"),
             stop=stop,
         ),
         watch=end_of_stdin if exit_with_parent else None,

@@ -14,6 +14,7 @@ import orjson
 from palestra.dashboard.index import EpisodeRow
 from palestra.dashboard.rollout_files import lines_of
 from palestra.learning.rollouts.json_lines import SUFFIX
+from palestra.report.visible import shown
 from palestra.run.directory import RunDirectory
 
 TRAINING = "training"
@@ -94,7 +95,7 @@ def to_wire(row: EpisodeRow) -> list[Any]:
     """A row as the list's script reads it."""
     return [
         row.rollout_id,
-        row.instance_id,
+        shown(row.instance_id),
         row.step,
         row.outcome,
         row.reward,
@@ -103,7 +104,7 @@ def to_wire(row: EpisodeRow) -> list[Any]:
         list(row.versions),
         row.kept,
         row.drop_reason,
-        row.exit_status,
+        shown(row.exit_status),
         row.ended_s,
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from palestra.dashboard.episode_view import StoredEpisode
 from palestra.dashboard.library import read_recipe
+from palestra.report.visible import shown
 from palestra.run.directory import RunDirectory
 
 PAGE_IDS = 4_000
@@ -67,7 +68,7 @@ def token_page(
         offset=offset,
         total=len(chosen.ids),
         ids=ids,
-        texts=None if tokenizer is None else [_text(tokenizer, i) for i in ids],
+        texts=None if tokenizer is None else [shown(_text(tokenizer, i)) for i in ids],
         trainable=chosen.trainable[part],
         logprobs=_where(sampled, chosen.logprobs[part]),
         versions=_where(sampled, versions),
