@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -130,7 +130,7 @@ class RunLogBuilder:
         self._steps: dict[int, StepEntry] = {}
         self._episodes: dict[str, EpisodeEntry] = {}
         self._retries: Counter[str] = Counter()
-        self._groups: dict[int, list[dict[str, Any]]] = {}
+        self._groups: dict[int, list[GroupEntry]] = {}
 
     def add(self, event: Event) -> None:
         """Take one event; kinds that say nothing here are passed over."""
@@ -141,7 +141,7 @@ class RunLogBuilder:
             elif event.kind == "rollout.retry":
                 self._retries[fields["rollout_id"]] += 1
             elif event.kind == "group":
-                self._groups.setdefault(fields["step"], []).append(fields)
+                self._groups.setdefault(fields["step"], []).append(_group(fields))
             elif event.kind == "step":
                 self._add_step(event.time_s, fields)
             elif event.kind == "loop.started":
@@ -183,29 +183,19 @@ class RunLogBuilder:
 
     def _add_step(self, ended_s: float, fields: dict[str, Any]) -> None:
         step: int = fields["step"]
-        groups = sorted(self._groups.pop(step, []), key=lambda group: group["task_index"])
+        groups = sorted(self._groups.pop(step, []), key=lambda group: group.task_index)
         self._steps[step] = StepEntry(
             step=step,
             version=fields["version"],
             trained=fields["trained"],
             ended_s=ended_s,
             metrics=fields["metrics"],
-            groups=tuple(map(self._group, groups)),
+            groups=tuple(map(self._joined, groups)),
         )
 
-    def _group(self, fields: dict[str, Any]) -> GroupEntry:
-        group_id: str = fields["group_id"]
-        rewards = tuple(fields["rewards"])
-        found = (self._episodes.get(f"{group_id}-{n}") for n in range(len(rewards)))
-        return GroupEntry(
-            group_id=group_id,
-            instance_id=fields["instance_id"],
-            task_index=fields["task_index"],
-            rewards=rewards,
-            kept=fields["kept"],
-            drop_reason=fields["drop_reason"],
-            episodes=tuple(episode for episode in found if episode is not None),
-        )
+    def _joined(self, group: GroupEntry) -> GroupEntry:
+        found = (self._episodes.get(f"{group.group_id}-{n}") for n in range(len(group.rewards)))
+        return replace(group, episodes=tuple(episode for episode in found if episode is not None))
 
 
 def run_log(events: Iterable[Event]) -> RunLog:
@@ -214,6 +204,17 @@ def run_log(events: Iterable[Event]) -> RunLog:
     for event in events:
         builder.add(event)
     return builder.log()
+
+
+def _group(fields: dict[str, Any]) -> GroupEntry:
+    return GroupEntry(
+        group_id=fields["group_id"],
+        instance_id=fields["instance_id"],
+        task_index=fields["task_index"],
+        rewards=tuple(fields["rewards"]),
+        kept=fields["kept"],
+        drop_reason=fields["drop_reason"],
+    )
 
 
 _TIMINGS = TypeAdapter(Timings)

@@ -1,0 +1,1 @@
+"""Runs that are slow on purpose, to hold "why slow" against the truth."""
