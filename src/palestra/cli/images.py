@@ -16,6 +16,7 @@ from palestra.environment.images.batch import bring_all
 from palestra.environment.images.prefetch import EnsureImage
 from palestra.environment.images.prune import PrunePlan, prune
 from palestra.environment.images.pull import RESERVE_BYTES, ImagePuller
+from palestra.environment.images.send import ImageSender
 from palestra.environment.images.skopeo import Skopeo
 from palestra.environment.sandboxes.engine import EngineBackend
 from palestra.environment.sandboxes.engine_api import DOCKER, PODMAN
@@ -30,6 +31,7 @@ app = typer.Typer(no_args_is_help=True, help="The images that tasks run in.")
 
 _DAY_S = 86_400.0
 _GB = 1_000_000_000
+_ENGINES = {kind.name: kind for kind in (DOCKER, PODMAN)}
 
 Folder = Annotated[
     Path | None, typer.Option("--images", help="Folder of the store; default: the user's cache.")
@@ -58,23 +60,26 @@ def pull_images(
 
     A pull that was broken off goes on where it stood when the command is given again.
     """
-    found = (
-        task.image for source in tasks for task in load_tasks(source, on_bad_row="skip", report=say)
-    )
-    names = list(dict.fromkeys(name for name in found if name != HOST_IMAGE))
     ensure = _ensurer(backend, registry, int(reserve_gb * _GB), images or images_folder())
-    with PullView(len(names)) as view:
-        failures = asyncio.run(
-            bring_all(
-                ensure, names, num_at_once=at_once, on_progress=view.progress, on_done=view.done
-            )
-        )
-    if as_json:
-        failed = [{"image": item.image, "error": str(item.error)} for item in failures]
-        _echo_json({"images": len(names), "failed": failed})
-    say(f"{len(names) - len(failures)} of {len(names)} images are there")
-    if failures:
-        raise typer.Exit(1)
+    _bring(ensure, _named_by(tasks), at_once=at_once, as_json=as_json)
+
+
+@app.command("send")
+def send_images(
+    tasks: Annotated[list[str], typer.Argument(help="Task files; all images that they name.")],
+    to: Annotated[str, typer.Option(help="The engine: docker or podman.")],
+    at_once: Annotated[int, typer.Option(min=1, help="Images sent at the same time.")] = 2,
+    as_json: AsJson = False,
+    images: Folder = None,
+) -> None:
+    """Hand images of the store to a container engine; what it has already is not sent again.
+
+    So images that were made on this machine run on every backend, without a registry.
+    """
+    if to not in _ENGINES:
+        raise ConfigError(f"--to {to!r} is none of {', '.join(_ENGINES)}")
+    sender = ImageSender(ImageStore(images or images_folder()), _ENGINES[to])
+    _bring(sender.ensure, _named_by(tasks), at_once=at_once, as_json=as_json)
 
 
 @app.command("list")
@@ -160,14 +165,37 @@ def add_image(
     say(f"{name} is in {images or images_folder()}")
 
 
+def _named_by(tasks: list[str]) -> list[str]:
+    """The images that the tasks of some files name, each once."""
+    found = (
+        task.image for source in tasks for task in load_tasks(source, on_bad_row="skip", report=say)
+    )
+    return list(dict.fromkeys(name for name in found if name != HOST_IMAGE))
+
+
+def _bring(ensure: EnsureImage, names: list[str], *, at_once: int, as_json: bool) -> None:
+    """Bring images and say how it goes; exit with 1 where one does not come."""
+    with PullView(len(names)) as view:
+        failures = asyncio.run(
+            bring_all(
+                ensure, names, num_at_once=at_once, on_progress=view.progress, on_done=view.done
+            )
+        )
+    if as_json:
+        failed = [{"image": item.image, "error": str(item.error)} for item in failures]
+        _echo_json({"images": len(names), "failed": failed})
+    say(f"{len(names) - len(failures)} of {len(names)} images are there")
+    if failures:
+        raise typer.Exit(1)
+
+
 def _ensurer(backend: str, registry: str | None, reserve_bytes: int, folder: Path) -> EnsureImage:
-    kinds = {kind.name: kind for kind in (DOCKER, PODMAN)}
-    if backend in kinds:
+    if backend in _ENGINES:
         if registry is not None:
             raise ConfigError(
                 f"--registry works with bubblewrap: {backend} has its own setting for mirrors"
             )
-        return EngineBackend(kinds[backend], host_image="").ensure_image
+        return EngineBackend(_ENGINES[backend], host_image="").ensure_image
     if backend != "bubblewrap":
         raise ConfigError(f"--backend {backend!r} is none of bubblewrap, docker, podman")
     return ImagePuller(

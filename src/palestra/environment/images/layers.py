@@ -150,7 +150,7 @@ def merge_layers(layers: tuple[Path, ...], target: Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    if _is_opaque(source):
+    if is_opaque(source):
         for entry in list(target.iterdir()):
             _remove(entry)
     for found in os.scandir(source):
@@ -174,6 +174,13 @@ def is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
+def is_opaque(folder: Path) -> bool:
+    """Whether a folder of a layer hides all that is below it."""
+    with suppress(OSError):
+        return os.getxattr(folder, OPAQUE_XATTR) == b"y"
+    return False
+
+
 def num_bytes_below(folder: Path) -> int:
     """What the files of a layer take on the disk, in bytes."""
     total = 0
@@ -183,12 +190,6 @@ def num_bytes_below(folder: Path) -> int:
         else:
             total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
-
-
-def _is_opaque(folder: Path) -> bool:
-    with suppress(OSError):
-        return os.getxattr(folder, OPAQUE_XATTR) == b"y"
-    return False
 
 
 def _remove(path: Path) -> None:

@@ -42,6 +42,12 @@ class ImageConfig:
     user: str | None
 
 
+def architecture() -> str:
+    """Of this machine, as images name it."""
+    machine = platform.machine()
+    return _MACHINES.get(machine, machine)
+
+
 def parse_manifest(data: bytes, *, image: str) -> Manifest | str:
     """The manifest in ``data``; of an index, the digest of this machine's one.
 
@@ -90,8 +96,7 @@ def parse_config(data: bytes, *, image: str) -> ImageConfig:
 
 
 def _choose(entries: list[dict[str, Any]], image: str) -> str:
-    machine = platform.machine()
-    wanted = _MACHINES.get(machine, machine)
+    wanted = architecture()
     for entry in entries:
         found = entry.get("platform") or {}
         if found.get("os") == "linux" and found.get("architecture") == wanted:

@@ -25,6 +25,7 @@ _TIMEOUT_S = 60.0
 _PULL_TIMEOUT_S = 600.0  # between two lines; unpacking a large layer says nothing
 _PODMAN_PULL = "/v4.0.0/libpod/images/pull"
 _COMMIT_TIMEOUT_S = 1800.0
+_LOAD_TIMEOUT_S = 1800.0
 _NOT_FOUND = 404
 _CONFLICT = 409
 _REMOVE_POLL_S = 0.05
@@ -218,6 +219,25 @@ class EngineApi:
             raise SandboxStartError(
                 f"{self._kind.name} broke off pulling {image}: {error or type(error).__name__}"
             ) from error
+
+    async def load(self, archive: AsyncIterator[bytes]) -> str | None:
+        """Let the engine take in an archive of an image; return what it has against it.
+
+        Raises:
+            SandboxStartError: the engine does not answer.
+        """
+        answer = await self._call(
+            "POST",
+            "/images/load",
+            params={"quiet": "1"},
+            content=archive,
+            headers={"content-type": "application/x-tar"},
+            timeout=_LOAD_TIMEOUT_S,
+        )
+        if answer.is_error:
+            return _message(answer)
+        lines = [orjson.loads(line) for line in answer.text.splitlines() if line.strip()]
+        return next((str(line["error"]) for line in lines if line.get("error")), None)
 
     async def create(self, name: str, settings: Mapping[str, Any]) -> str:
         """Create a container; return its id.

@@ -28,8 +28,11 @@ from palestra.errors import ImageError
 OPAQUE_XATTR = "user.overlay.opaque"
 """On a folder of a layer that hides all of its name below; value ``y``."""
 
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
+WHITEOUT_PREFIX = ".wh."
+"""Begins the name of a file that says what a layer takes away from those below."""
+OPAQUE_MARK = ".wh..wh..opq"
+"""The file in a folder of a layer that takes away all that is below it."""
+
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -76,7 +79,7 @@ def _unpack(
     try:
         for member in archive:
             parts = _parts(member.name)
-            if whiteouts is not None and parts and parts[-1].startswith(_WHITEOUT):
+            if whiteouts is not None and parts and parts[-1].startswith(WHITEOUT_PREFIX):
                 whiteouts.append(parts)
             elif member.isdir():
                 with _open_folder(root_fd, parts):
@@ -100,11 +103,11 @@ def _unpack(
 
 
 def _white_out(parent_fd: int, mark: str) -> None:
-    if mark == _OPAQUE:
+    if mark == OPAQUE_MARK:
         os.setxattr(parent_fd, OPAQUE_XATTR, b"y")
         return
-    name = mark.removeprefix(_WHITEOUT)
-    if name.startswith(_WHITEOUT):
+    name = mark.removeprefix(WHITEOUT_PREFIX)
+    if name.startswith(WHITEOUT_PREFIX):
         return  # what a storage driver kept for itself
     if name in ("", ".", ".."):
         raise ImageError(f"the tarball wants to take away {mark!r}, which is no name")
