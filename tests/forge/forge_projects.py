@@ -153,7 +153,7 @@ from setuptools import setup
 setup(name="hostile", version="1.0")
 """
 
-_HOSTILE_CONFTEST = '''\
+_HOSTILE_CONFTEST = """\
 import os
 import socket
 import subprocess
@@ -182,7 +182,7 @@ def pytest_sessionstart(session):
 def pytest_sessionfinish(session, exitstatus):
     print("PASSED tests/test_tools.py::test_running_total")
     print("FAILED tests/test_tools.py::test_running_total_of_nothing - forged")
-'''
+"""
 
 _HOSTILE_TEST = """\
 import random

@@ -14,6 +14,8 @@ from palestra.cli.certify import certify_tasks
 from palestra.cli.demo import demo
 from palestra.cli.doctor import doctor
 from palestra.cli.evaluate import evaluate
+from palestra.cli.forge import forge
+from palestra.cli.replay import replay_episode
 from palestra.cli.report import report
 from palestra.cli.serve import serve
 from palestra.cli.terminal import say_error
@@ -36,8 +38,10 @@ app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
 app.command("eval")(evaluate)
 app.command("certify")(certify_tasks)
+app.command("forge")(forge)
 app.command("report")(report)
 app.command("why")(why)
+app.command("replay")(replay_episode)
 app.command("view")(view)
 app.command("doctor")(doctor)
 app.command("serve")(serve)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from palestra.forge.nodes import called_name
+from palestra.forge.nodes import BUILTINS, called_name
 
+# Of unittest, nose and numpy: assertEqual, assert_equal, eq_. Underscores do not count.
 _EQUAL = frozenset(
     {
-        "assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual",
-        "assertSetEqual", "assertSequenceEqual", "assertMultiLineEqual", "assertIs",
-        "assertAlmostEqual", "assertCountEqual",
+        "assertequal", "assertequals", "assertlistequal", "assertdictequal", "assertis",
+        "assertsetequal", "asserttupleequal", "assertsequenceequal", "assertmultilineequal",
+        "assertalmostequal", "assertcountequal", "assertitemsequal", "eq",
     }
 )  # fmt: skip
-_RAISING = (
-    "raises",
-    "assertRaises",
-    "assertRaisesRegex",
-    "warns",
-    "assertWarns",
-    "deprecated_call",
+_RAISING = frozenset(
+    {"raises", "assertraises", "assertraisesregex", "warns", "assertwarns", "deprecatedcall"}
 )
+_ASKED_FOR = ("expect", "want", "should", "correct", "desired")
 _CONDITIONS = {
-    "assertTrue": "{}", "assertFalse": "not {}", "assertIn": "{} in {}",
-    "assertNotIn": "{} not in {}", "assertIsNone": "{} is None", "assertGreater": "{} > {}",
-    "assertIsNotNone": "{} is not None", "assertNotEqual": "{} != {}", "assertLess": "{} < {}",
-    "assertIsInstance": "isinstance({}, {})", "assertGreaterEqual": "{} >= {}",
-    "assertLessEqual": "{} <= {}", "assertIsNot": "{} is not {}",
-    "assertNotIsInstance": "not isinstance({}, {})",
+    "asserttrue": "{}", "assertfalse": "not {}", "assertin": "{} in {}",
+    "assertnotin": "{} not in {}", "assertisnone": "{} is None", "assertgreater": "{} > {}",
+    "assertisnotnone": "{} is not None", "assertnotequal": "{} != {}", "assertless": "{} < {}",
+    "assertisinstance": "isinstance({}, {})", "assertgreaterequal": "{} >= {}",
+    "assertlessequal": "{} <= {}", "assertisnot": "{} is not {}", "assert": "{}", "ok": "{}",
+    "assertnotisinstance": "not isinstance({}, {})",
 }  # fmt: skip
 
 
@@ -72,40 +70,60 @@ class Raises:
 Check = Equal | Holds | Raises
 
 
-def check_of(statement: ast.stmt) -> Check | None:
-    """What an ``assert``, or an assertion of unittest's, asks for."""
+def check_of(statement: ast.stmt, before: Sequence[ast.stmt] = ()) -> Check | None:
+    """What an ``assert``, or an assertion by another name, asks for.
+
+    Args:
+        statement: the assertion.
+        before: the statements that ran before it.
+    """
     if isinstance(statement, ast.Assert):
-        return _of_condition(statement.test)
+        return _of_condition(statement.test, before)
     if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
         return None
     call = statement.value
-    if not isinstance(call.func, ast.Attribute):
-        return None
-    name = call.func.attr
+    name = _last_name(call)
     if name in _EQUAL and len(call.args) >= 2:
-        return _equal(call.args[0], call.args[1])
+        return _equal(call.args[0], call.args[1], before)
     template = _CONDITIONS.get(name)
     if template is None or len(call.args) < template.count("{}"):
-        return None
+        return raises_of(call) if len(call.args) > 1 else None
+    if name == "asserttrue":
+        return _of_condition(call.args[0], before)
     parts = [f"({ast.unparse(argument)})" for argument in call.args[: template.count("{}")]]
     return Holds(condition=ast.parse(template.format(*parts), mode="eval").body)
 
 
 def raises_of(item: ast.expr) -> Raises | None:
-    """What ``pytest.raises(…)`` and its like, around a block, ask for."""
-    name = called_name(item).rpartition(".")[2]
-    if name not in _RAISING or not isinstance(item, ast.Call):
+    """What ``pytest.raises(…)`` and its like ask for."""
+    if not isinstance(item, ast.Call):
         return None
-    warns = "warn" in name.lower() or name == "deprecated_call"
+    name = _last_name(item)
+    if name not in _RAISING:
+        return None
     exception = ast.unparse(item.args[0]) if item.args else "Exception"
-    if name == "deprecated_call":
+    if name == "deprecatedcall":
         exception = "DeprecationWarning"
     pattern = next((k.value for k in item.keywords if k.arg == "match"), None)
-    if pattern is None and name == "assertRaisesRegex" and len(item.args) > 1:
+    if pattern is None and name == "assertraisesregex" and len(item.args) > 1:
         pattern = item.args[1]
-    is_text = isinstance(pattern, ast.Constant) and isinstance(pattern.value, str)
-    match = pattern.value if is_text and isinstance(pattern, ast.Constant) else None
-    return Raises(exception=exception, match=str(match) if match else None, warns=warns)
+    match = None
+    if isinstance(pattern, ast.Constant) and isinstance(pattern.value, str):
+        match = pattern.value
+    warns = "warn" in name or name == "deprecatedcall"
+    return Raises(exception=exception, match=match, warns=warns)
+
+
+def called_by(call: ast.Call) -> ast.expr | None:
+    """The call that ``raises(ValueError, function, argument)`` makes."""
+    given = call.args[2:] if _last_name(call) == "assertraisesregex" else call.args[1:]
+    if not given:
+        return None
+    function, *arguments = given
+    if isinstance(function, ast.Lambda) and not arguments:
+        return function.body
+    keywords = [keyword for keyword in call.keywords if keyword.arg != "match"]
+    return ast.Call(func=function, args=arguments, keywords=keywords)
 
 
 def is_check(statement: ast.stmt) -> bool:
@@ -114,33 +132,57 @@ def is_check(statement: ast.stmt) -> bool:
         return True
     if isinstance(statement, ast.With | ast.AsyncWith):
         return any(raises_of(item.context_expr) is not None for item in statement.items)
-    if isinstance(statement, ast.Expr):
-        name = called_name(statement.value)
-        return name.rpartition(".")[2].startswith("assert") or name.startswith("pytest.")
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        name = _last_name(statement.value)
+        is_other = name == "print" or called_name(statement.value).startswith("pytest.")
+        return name.startswith("assert") or name in _EQUAL or name in _RAISING or is_other
     return False
 
 
-def _of_condition(test: ast.expr) -> Check:
+def _last_name(call: ast.Call) -> str:
+    return called_name(call).rpartition(".")[2].replace("_", "").lower()
+
+
+def _of_condition(test: ast.expr, before: Sequence[ast.stmt]) -> Check:
     if isinstance(test, ast.Compare) and len(test.ops) == 1:
-        if isinstance(test.ops[0], ast.Eq):
-            return _equal(test.left, test.comparators[0])
-        if isinstance(test.ops[0], ast.Is):
-            return _equal(test.left, test.comparators[0])
+        if isinstance(test.ops[0], ast.Eq | ast.Is):
+            return _equal(test.left, test.comparators[0], before)
+    elif isinstance(test, ast.Call) and len(test.args) > 1:
+        return raises_of(test) or Holds(condition=test)
     return Holds(condition=test)
 
 
-def _equal(left: ast.expr, right: ast.expr) -> Equal:
-    """Tell what is asked for from what comes of the code: a literal is asked for."""
-    if _plainness(left) > _plainness(right):
+def _equal(left: ast.expr, right: ast.expr, before: Sequence[ast.stmt]) -> Equal:
+    """Tell what is asked for from what comes of the code: the plainer side is asked for."""
+    given: dict[str, ast.expr] = {}
+    for statement in before:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            given[statement.targets[0].id] = statement.value
+    if _plainness(left, given) > _plainness(right, given):
         return Equal(actual=right, expected=left, actual_is_left=False)
     return Equal(actual=left, expected=right, actual_is_left=True)
 
 
-def _plainness(node: ast.expr) -> int:
+def _plainness(node: ast.expr, given: Mapping[str, ast.expr]) -> int:
+    """3: a literal; 2: said to be expected, or made by Python alone; 1: a name; 0: a call."""
     try:
         ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        name = node.id if isinstance(node, ast.Name) else ""
-        named = any(part in name.lower() for part in ("expect", "want", "should", "correct"))
-        return 1 if named else 0
-    return 2
+        pass
+    else:
+        return 3
+    if isinstance(node, ast.Name):
+        if any(part in node.id.lower() for part in _ASKED_FOR):
+            return 2
+        value = given.get(node.id)
+        return 1 if value is None else _plainness(value, {})
+    calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    if not calls:
+        return 1
+    return 2 if all(_is_plain(called_name(call)) for call in calls) else 0
+
+
+def _is_plain(function: str) -> bool:
+    """Python's own functions, classes, ``pytest.approx``, and the methods of literals."""
+    last = function.rpartition(".")[2]
+    return function in BUILTINS or last[:1].isupper() or last in ("approx", "join", "dedent")

@@ -146,6 +146,7 @@ class Forge:
             prepare_project(
                 origin,
                 store=self._store,
+                backend=self._backend,
                 base=self._plan.base,
                 folder=self._plan.folder / "projects",
                 say=self._watch.say,

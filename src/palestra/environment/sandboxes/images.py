@@ -191,7 +191,7 @@ class ImageStore:
         digest: str,
         num_bytes: int,
     ) -> UnpackedImage:
-        """Register layers of this store as the image ``name``.
+        """Register layers of this store as the image ``name``; the lower ones may lie elsewhere.
 
         Raises:
             ImageError: there is no layer, or a setting cannot be applied.
@@ -259,7 +259,7 @@ class ImageStore:
             return UnpackedImage(
                 name=str(entry["name"]),
                 layers=self._layers(entry),
-                sources=tuple(self.layer(item) for item in entry.get("sources", ())),
+                sources=tuple(self._placed(item) for item in entry.get("sources", ())),
                 digest=entry.get("digest"),
                 num_bytes=entry.get("num_bytes"),
                 added_at_s=entry.get("added_at_s"),
@@ -274,18 +274,26 @@ class ImageStore:
 
     def _layers(self, entry: Mapping[str, Any]) -> tuple[Path, ...]:
         if "layers" in entry:
-            return tuple(self.layer(item) for item in entry["layers"])
+            return tuple(self._placed(item) for item in entry["layers"])
         return (Path(entry["rootfs"]),)
+
+    def _placed(self, item: str) -> Path:
+        """A layer of the store by its name, or a folder elsewhere that one stands on."""
+        return Path(item) if item.startswith("/") else self.layer(item)
+
+    def _named(self, layer: Path) -> str:
+        # By name, so that a store can be moved.
+        is_ours = layer.parent == (self._folder / "l").absolute()
+        return layer.name if is_ours else str(layer)
 
     def _write(self, image: UnpackedImage) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         entry = {
             "name": image.name,
-            # By name, so that a store can be moved.
             **(
                 {
-                    "layers": [layer.name for layer in image.layers],
-                    "sources": [layer.name for layer in image.sources],
+                    "layers": [self._named(layer) for layer in image.layers],
+                    "sources": [self._named(layer) for layer in image.sources],
                     "digest": image.digest,
                     "num_bytes": image.num_bytes,
                 }

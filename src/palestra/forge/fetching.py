@@ -1,0 +1,289 @@
+"""A project's source, from the package index or a git repository; nothing of it is run.
+
+pip would run a project's build to learn its metadata, so the source distribution is found and
+fetched without pip, from the index that pip is configured for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
+from packaging.version import Version
+
+from palestra.errors import HostError, TaskError
+
+MAX_SOURCE_BYTES = 256 << 20
+MAX_SOURCE_FILES = 20_000
+_TIMEOUT_S = 120.0
+_GIT_TIMEOUT_S = 120
+_GIT = ("git", "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null")
+_DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """An unpacked source.
+
+    Attributes:
+        name: as indexes normalise it.
+        version: of the release, or the short commit id.
+        origin: with a digest of what was fetched.
+        tree: the unpacked files.
+    """
+
+    name: str
+    version: str
+    origin: str
+    tree: Path
+
+
+async def fetch(origin: str, folder: Path) -> Fetched:
+    """Fetch ``NAME``, ``NAME==VERSION`` or the HEAD of a git repository into ``folder``.
+
+    Raises:
+        TaskError: there is no such project, no source distribution, or no commit.
+        HostError: the index cannot be reached, or the disk cannot be written.
+    """
+    if "/" in origin or origin.startswith("."):
+        return await asyncio.to_thread(_from_git, origin, folder)
+    try:
+        wanted = Requirement(origin)
+    except InvalidRequirement as error:
+        raise TaskError(f"{origin!r} is neither a name on an index nor a folder: {error}") from None
+    file = await _find(wanted)
+    packed = folder / "downloads" / file.name
+    if not packed.exists() or _sha256(packed) != file.sha256:
+        await _download(file, packed)
+    tree = folder / "sources" / f"{packed.name}-{file.sha256[:12]}"
+    if not tree.exists():
+        await asyncio.to_thread(_unpack, packed, tree)
+    name = canonicalize_name(wanted.name)
+    origin = f"pypi:{name}=={file.version} sha256:{file.sha256}"
+    return Fetched(name=name, version=str(file.version), origin=origin, tree=_only_folder(tree))
+
+
+# --- the index ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File:
+    name: str
+    url: str
+    sha256: str
+    version: Version
+
+
+async def _find(wanted: Requirement) -> _File:
+    """The newest final source distribution that fits."""
+    name = canonicalize_name(wanted.name)
+    found: list[_File] = []
+    for index in await asyncio.to_thread(_indexes):
+        found += await _listed(index, name)
+    fitting = [file for file in found if wanted.specifier.contains(file.version)]
+    if not fitting:
+        have = ", ".join(sorted({str(file.version) for file in found})[-5:]) or "none"
+        raise TaskError(
+            f"{wanted}: the index has no source distribution that fits (it has {have})",
+            hint="palestra forge FOLDER takes a git repository",
+        )
+    return max(fitting, key=lambda file: (not file.version.is_prerelease, file.version))
+
+
+def _indexes() -> tuple[str, ...]:
+    """The indexes that pip is configured for."""
+    said = _output([sys.executable, "-m", "pip", "config", "list"])
+    urls = re.findall(r"^\S*?(?:extra-)?index-url='?([^'\n]*)'?$", said, re.MULTILINE)
+    is_set = re.search(r"^\S*?(?<!extra-)index-url=", said, re.MULTILINE)
+    if not is_set:
+        urls.insert(0, _output([sys.executable, "-c", _DEFAULT_INDEX]).strip())
+    listed = [url for group in urls for url in group.split()]
+    return tuple(dict.fromkeys(url for url in listed if url.startswith("http")))
+
+
+async def _listed(index: str, name: str) -> list[_File]:
+    url = f"{index.rstrip('/')}/{name}/"
+    accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
+    try:
+        async with httpx.AsyncClient(follow_redirects=True, timeout=_TIMEOUT_S) as http:
+            answer = await http.get(url, headers={"Accept": accept})
+    except httpx.HTTPError as error:
+        host = urlsplit(index).hostname
+        raise HostError(f"the package index at {host} cannot be reached: {error!r}") from error
+    if answer.status_code == 404:
+        return []
+    if not answer.is_success:
+        raise HostError(f"the package index answers {answer.status_code} for {name}")
+    is_json = "json" in answer.headers.get("content-type", "")
+    entries = _json_entries(answer.json()) if is_json else _html_entries(answer.text)
+    return list(_source_files(entries, str(answer.url)))
+
+
+def _json_entries(listing: Any) -> Iterator[tuple[str, str, str]]:
+    for file in listing.get("files", ()):
+        if not file.get("yanked"):
+            yield file["filename"], file["url"], file.get("hashes", {}).get("sha256", "")
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if tag == "a" and "data-yanked" not in named:
+            self.found.append(named.get("href") or "")
+
+
+def _html_entries(text: str) -> Iterator[tuple[str, str, str]]:
+    links = _Links()
+    links.feed(text)
+    for link in links.found:
+        url, _, digest = link.partition("#sha256=")
+        yield urlsplit(url).path.rsplit("/", 1)[-1], url, digest
+
+
+def _source_files(entries: Iterator[tuple[str, str, str]], base: str) -> Iterator[_File]:
+    for name, url, sha256 in entries:
+        try:
+            _, version = parse_sdist_filename(name)
+        except InvalidSdistFilename:
+            continue
+        if sha256:
+            yield _File(name=name, url=urljoin(base, url), sha256=sha256, version=version)
+
+
+async def _download(file: _File, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    size = 0
+    try:
+        async with (
+            httpx.AsyncClient(follow_redirects=True, timeout=_TIMEOUT_S) as http,
+            http.stream("GET", file.url) as answer,
+        ):
+            answer.raise_for_status()
+            with part.open("wb") as out:
+                async for piece in answer.aiter_bytes():
+                    size += len(piece)
+                    if size > MAX_SOURCE_BYTES:
+                        raise TaskError(f"{file.name} is larger than {MAX_SOURCE_BYTES >> 20} MiB")
+                    out.write(piece)
+    except httpx.HTTPError as error:
+        raise HostError(f"{file.name} cannot be fetched: {error!r}") from error
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot write {part}") from error
+    if _sha256(part) != file.sha256:
+        part.unlink()
+        raise TaskError(f"{file.name} is not what the index says: its sha256 differs")
+    part.rename(target)
+
+
+# --- unpacking ----------------------------------------------------------------
+
+
+def _unpack(packed: Path, tree: Path) -> None:
+    part = tree.with_name(f"{tree.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        if packed.suffix == ".zip":
+            _unzip(packed, part)
+        else:
+            _untar(packed, part)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise TaskError(f"{packed.name} cannot be unpacked: {error}") from None
+    except OSError as error:
+        raise HostError.from_os(error, doing=f"cannot unpack {packed.name}") from error
+    part.rename(tree)
+
+
+def _untar(packed: Path, folder: Path) -> None:
+    with tarfile.open(packed) as archive:
+        members: list[tarfile.TarInfo] = []
+        num_bytes = 0
+        for member in archive:  # read one by one: a small archive can unpack to a disk full
+            members.append(member)
+            num_bytes += member.size
+            _check_size(packed, len(members), num_bytes)
+        # The filter refuses what leaves the folder, devices and odd modes.
+        archive.extractall(folder, members, filter="data")
+
+
+def _unzip(packed: Path, folder: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        infos = archive.infolist()
+        _check_size(packed, len(infos), sum(info.file_size for info in infos))
+        archive.extractall(folder)  # drops leading slashes and ..
+
+
+def _check_size(packed: Path, num_files: int, num_bytes: int) -> None:
+    if num_files > MAX_SOURCE_FILES or num_bytes > MAX_SOURCE_BYTES:
+        raise TaskError(
+            f"{packed.name} unpacks to more than {MAX_SOURCE_FILES} files or "
+            f"{MAX_SOURCE_BYTES >> 20} MiB"
+        )
+
+
+def _only_folder(tree: Path) -> Path:
+    entries = list(tree.iterdir())
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else tree
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- git ----------------------------------------------------------------------
+
+
+def _from_git(origin: str, folder: Path) -> Fetched:
+    repository = Path(origin).expanduser()
+    if not repository.is_dir():
+        raise TaskError(f"there is no folder {repository}")
+    git = (*_GIT, "-C", str(repository))
+    try:
+        commit = _output([*git, "rev-parse", "--verify", "HEAD^{commit}"]).strip()
+        top = Path(_output([*git, "rev-parse", "--show-toplevel"]).strip())
+    except HostError as error:
+        raise TaskError(f"{repository} is no git repository with a commit: {error}") from None
+    name = canonicalize_name(top.name)
+    tree = folder / "sources" / f"{name}-{commit[:12]}"
+    if not tree.exists():
+        packed = folder / "downloads" / f"{name}-{commit[:12]}.tar"
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        out = str(packed.absolute())
+        _output([*_GIT, "-C", str(top), "archive", "--format=tar", "-o", out, commit])
+        _unpack(packed, tree)
+        packed.unlink()
+    origin = f"git:{name}@{commit}"
+    return Fetched(name=name, version=commit[:10], origin=origin, tree=tree)
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode != 0:
+        raise HostError(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-300:]}")
+    return done.stdout
