@@ -1,9 +1,9 @@
-"""Groups → training rows → microbatches of padded tensors.
+"""Groups → training rows → microbatches of padded or packed tensors.
 
 The shift by one between an id and the position that predicts it happens in
-:func:`collate` and nowhere else: it lists, for each trained id, the position of its
-predecessor. What follows works on flat arrays of N trained ids, so padding and ids
-that were not sampled cannot leak into a loss.
+:func:`collate` and :func:`collate_stream` and nowhere else: they list, for each trained
+id, the position of its predecessor. What follows works on flat arrays of N trained ids,
+so padding and ids that were not sampled cannot leak into a loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from palestra.learning.training.advantages import (
     shuffled,
     whitened,
 )
-from palestra.learning.training.packing import plan_packs
+from palestra.learning.training.attention import Segment, Segments
+from palestra.learning.training.packing import Pack, plan_packs, plan_streams
 from palestra.records import Group, Outcome, Rollout, TokenPath
 
 _NO_PENALTY = OverlongSection()
@@ -61,14 +62,16 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Microbatch:
-    """Rows of one forward and backward pass, padded on the right.
+    """Rows of one forward and backward pass.
 
-    Shapes: P ids that all rows begin with (often none), B rows of T more, N trained ids in
-    row-major order.
+    Shapes: P ids that all rows begin with (often none), B rows of T more, padded on the right,
+    and N trained ids in row-major order. A packed microbatch has one row, the stream, and
+    segments that say which of its ids see each other.
     """
 
     prefix_P: torch.Tensor
     ids_BT: torch.Tensor
+    segments: Segments | None = None
     predictor_N: torch.Tensor
     """Where each trained id is predicted in the [P + B * T] states, the prefix's first."""
     target_ids_N: torch.Tensor
@@ -155,15 +158,21 @@ def microbatches(
     max_tokens: int,
     device: torch.device,
     share_prefixes: bool = True,
+    layout: Literal["padded", "packed"] = "padded",
 ) -> list[Microbatch]:
     """Pack and collate rows, each given with its number in the whole batch.
 
     Args:
         rows: in an order that keeps groups together.
-        max_tokens: padded ids of one microbatch.
+        max_tokens: ids of one microbatch, with their padding.
         device: where the tensors go.
         share_prefixes: whether the model can go on from a prefix that several rows share.
+        layout: rows beside each other with padding, or one behind the other without any.
     """
+    if layout == "packed":
+        return packed_microbatches(
+            rows, max_tokens=max_tokens, device=device, share_prefixes=share_prefixes
+        )
     packs = plan_packs(
         [row.path.ids for _, row in rows],
         [row.group_id if share_prefixes else "" for _, row in rows],
@@ -173,6 +182,37 @@ def microbatches(
         collate([rows[i] for i in pack.rows], num_shared=pack.num_shared, device=device)
         for pack in packs
     ]
+
+
+def packed_microbatches(
+    rows: Sequence[tuple[int, TrainingRow]],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    share_prefixes: bool = True,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> list[Microbatch]:
+    """Lay rows one behind the other, and take this rank's share of the microbatches.
+
+    All ranks have equally many microbatches, about equal in ids; each rank must be given all
+    rows, in the same order. A microbatch without a row holds one id and trains none.
+
+    Args:
+        rows: in an order that keeps groups together, each with its number in the whole batch.
+        max_tokens: ids of one microbatch.
+        device: where the tensors go.
+        share_prefixes: whether rows of a group are laid behind what they begin with.
+        rank: whose share.
+        num_ranks: how many there are.
+    """
+    ranks = plan_streams(
+        [row.path.ids for _, row in rows],
+        [row.group_id if share_prefixes else "" for _, row in rows],
+        max_tokens=max_tokens,
+        num_ranks=num_ranks,
+    )
+    return [collate_stream(rows, packs, device=device) for packs in ranks[rank]]
 
 
 def collate(
@@ -194,12 +234,70 @@ def collate(
         [*row.path.ids[num_shared:], *[_PADDING_ID] * (width + num_shared - row.num_ids)]
         for row in rows
     ]
-    # (row in this microbatch, position) of each trained id.
-    trained = [(b, t) for b, row in enumerate(rows) for t in _trainable_positions(row.path)]
+    trained = [
+        _Trained(
+            number=number,
+            row=row,
+            place=t,
+            predictor=t - 1 if t <= num_shared else num_shared + b * width + t - 1 - num_shared,
+        )
+        for b, (number, row) in enumerate(numbered_rows)
+        for t in _trainable_positions(row.path)
+    ]
+    return _microbatch(rows[0].path.ids[:num_shared], ids_BT, trained, None, device)
 
-    def predictor(b: int, t: int) -> int:
-        return t - 1 if t <= num_shared else num_shared + b * width + t - 1 - num_shared
 
+def collate_stream(
+    numbered_rows: Sequence[tuple[int, TrainingRow]], packs: Sequence[Pack], *, device: torch.device
+) -> Microbatch:
+    """Lay the rows of packs one behind the other, each pack behind its shared prefix.
+
+    Args:
+        numbered_rows: rows that the packs name by their index here.
+        packs: of the microbatch; none gives a microbatch of one id that trains nothing.
+        device: where the tensors go.
+    """
+    ids: list[int] = []
+    segments: list[Segment] = []
+    trained: list[_Trained] = []
+
+    def lay(part: Sequence[int], prefix: Segment | None = None) -> Segment:
+        segments.append(Segment(start=len(ids), length=len(part), prefix=prefix))
+        ids.extend(part)
+        return segments[-1]
+
+    for pack in packs:
+        shared = pack.num_shared
+        first = numbered_rows[pack.rows[0]][1].path.ids[:shared]
+        prefix = lay(first) if shared else None
+        for number, row in (numbered_rows[index] for index in pack.rows):
+            own = lay(row.path.ids[shared:], prefix)
+            for t in _trainable_positions(row.path):
+                start = prefix.start if prefix and t <= shared else own.start - shared
+                trained.append(_Trained(number=number, row=row, place=t, predictor=start + t - 1))
+    if not ids:
+        lay([_PADDING_ID])
+    stream = Segments.of(tuple(segments), device=device)
+    return _microbatch((), [ids], trained, stream, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """A trained id: where it stands in its row, and which of the states predicts it."""
+
+    number: int
+    row: TrainingRow
+    place: int
+    predictor: int
+
+
+def _microbatch(
+    prefix: Sequence[int],
+    ids_BT: Sequence[Sequence[int]],
+    trained: Sequence[_Trained],
+    segments: Segments | None,
+    device: torch.device,
+) -> Microbatch:
     def floats(values: Iterable[float]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.float32, device=device)
 
@@ -207,15 +305,16 @@ def collate(
         return torch.tensor(list(values), dtype=torch.int64, device=device)
 
     return Microbatch(
-        prefix_P=integers(rows[0].path.ids[:num_shared]),
+        prefix_P=integers(prefix),
         ids_BT=torch.tensor(ids_BT, dtype=torch.int64, device=device),
-        predictor_N=integers(predictor(b, t) for b, t in trained),
-        target_ids_N=integers(rows[b].path.ids[t] for b, t in trained),
-        temperatures_N=floats(_scale(rows[b].path.temperatures[t]) for b, t in trained),
-        rollout_logprobs_N=floats(rows[b].path.logprobs[t] for b, t in trained),
-        advantages_N=floats(rows[b].advantage for b, _ in trained),
-        row_N=integers(numbered_rows[b][0] for b, _ in trained),
-        version_N=integers(rows[b].path.versions[t] for b, t in trained),
+        segments=segments,
+        predictor_N=integers(one.predictor for one in trained),
+        target_ids_N=integers(one.row.path.ids[one.place] for one in trained),
+        temperatures_N=floats(_scale(one.row.path.temperatures[one.place]) for one in trained),
+        rollout_logprobs_N=floats(one.row.path.logprobs[one.place] for one in trained),
+        advantages_N=floats(one.row.advantage for one in trained),
+        row_N=integers(one.number for one in trained),
+        version_N=integers(one.row.path.versions[one.place] for one in trained),
     )
 
 

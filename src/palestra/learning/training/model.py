@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from palestra.config import ModelSection
 from palestra.errors import CheckpointError, ConfigError
+from palestra.learning.training.attention import Segment, Segments, use_packed_attention
 from palestra.learning.training.batching import Microbatch
 from palestra.learning.training.logprobs import TokenLogprobs, token_logprobs
 
@@ -36,22 +37,33 @@ class Policy:
     Args:
         model: a Hugging Face causal language model whose logits are its output
             embedding applied to its last hidden state.
+        layout: whether microbatches are padded or packed.
 
     Attributes:
         shares_prefixes: whether rows may go on from a prefix that was computed once.
 
     Raises:
         ConfigError: the logits are something else (soft caps, logit scales), which the
-            chunked log-probabilities would miss.
+            chunked log-probabilities would miss; or packed rows would see each other.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, layout: Literal["padded", "packed"] = "padded") -> None:
         self.model = model.eval()
-        self.shares_prefixes = _shares_prefixes(model)
+        self._layout = layout
+        if layout == "packed":
+            use_packed_attention(model)
+            _check_packed(model)
+        self.shares_prefixes = layout == "packed" or _shares_prefixes(model)
         _check_head(model)
 
     @classmethod
-    def load(cls, folder: Path, section: ModelSection) -> Policy:
+    def load(
+        cls,
+        folder: Path,
+        section: ModelSection,
+        *,
+        layout: Literal["padded", "packed"] = "padded",
+    ) -> Policy:
         """Load the weights of a Hugging Face folder.
 
         Raises:
@@ -64,7 +76,7 @@ class Policy:
             model = _load(folder, getattr(torch, section.dtype))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"cannot load the model in {folder}: {_line(error)}") from error
-        return cls(model.to(device))
+        return cls(model.to(device), layout=layout)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +91,10 @@ class Policy:
             batch: the ids.
             entropy_gradient: whether gradients flow through the entropy too.
         """
-        hidden_SH = _states(self.model, batch.prefix_P, batch.ids_BT)
+        if batch.segments is None:
+            hidden_SH = _states(self.model, batch.prefix_P, batch.ids_BT)
+        else:
+            hidden_SH = _stream_states(self.model, batch.ids_BT, batch.segments)
         head = self.model.get_output_embeddings()
         return token_logprobs(
             hidden_SH[batch.predictor_N],
@@ -92,7 +107,7 @@ class Policy:
 
     def frozen_copy(self) -> Policy:
         """A copy that takes no gradients."""
-        return Policy(copy.deepcopy(self.model).requires_grad_(False))
+        return Policy(copy.deepcopy(self.model).requires_grad_(False), layout=self._layout)
 
     def write(self, folder: Path, *, tokenizer_from: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files into ``folder``.
@@ -147,6 +162,39 @@ def _states(model: Any, prefix_P: torch.Tensor, ids_BT: torch.Tensor) -> torch.T
         input_ids=ids_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True
     ).last_hidden_state
     return torch.cat([prefix_1PH[0], states_BTH.flatten(0, 1)])
+
+
+def _stream_states(model: Any, ids_1S: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """Last hidden states [S, H] of a packed stream."""
+    states_1SH = model.base_model(
+        input_ids=ids_1S,
+        position_ids=segments.positions_S[None],
+        segments=segments,
+        use_cache=False,
+    ).last_hidden_state
+    return cast("torch.Tensor", states_1SH[0])
+
+
+def _check_packed(model: Any) -> None:
+    """Try it: recurrences and attention that ignores segments would see across rows."""
+    first = Segment(start=0, length=2)
+    own = Segment(start=2, length=2, prefix=first)
+    stream = Segments.of((first, own, Segment(start=4, length=3)), device=model.device)
+    ids_S = torch.tensor([0, 1, 1, 0, 1, 0, 0], device=model.device)
+    try:
+        with torch.no_grad():
+            packed_SH = _stream_states(model, ids_S[None], stream).float()
+            alone = [_states(model, ids_S[:0], part[None]) for part in (ids_S[:4], ids_S[4:])]
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"{type(model).__name__} does not take packed rows: {_line(error)}",
+            hint='training.layout = "padded"',
+        ) from error
+    if not torch.allclose(packed_SH, torch.cat(alone).float(), rtol=2e-2, atol=2e-2):
+        raise ConfigError(
+            f"the packed rows of {type(model).__name__} would see each other",
+            hint='training.layout = "padded"',
+        )
 
 
 def _shares_prefixes(model: Any) -> bool:

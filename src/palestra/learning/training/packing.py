@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from palestra.learning.training.balancing import deal
+
 MIN_SAVED_SHARE = 0.25
 """Below this share of a group's ids, rows pack better without their prefix."""
 
@@ -42,15 +44,62 @@ def plan_packs(
     alone: list[int] = []
     for group, members in groupby(range(len(ids)), key=lambda index: groups[index]):
         rows = list(members)
-        shared = common_prefix([ids[row] for row in rows]) if group and len(rows) > 1 else 0
-        saved = shared * (len(rows) - 1)
-        if saved < max(1, MIN_SAVED_SHARE * sum(len(ids[row]) for row in rows)):
+        shared = shared_prefix([ids[row] for row in rows]) if group else 0
+        if not shared:
             alone += rows
             continue
         rests = pack([len(ids[row]) - shared for row in rows], max_tokens=max_tokens - shared)
         packs += [Pack(rows=tuple(rows[i] for i in rest), num_shared=shared) for rest in rests]
     rests = pack([len(ids[row]) for row in alone], max_tokens=max_tokens)
     return packs + [Pack(rows=tuple(alone[i] for i in rest)) for rest in rests]
+
+
+def plan_streams(
+    ids: Sequence[tuple[int, ...]], groups: Sequence[str], *, max_tokens: int, num_ranks: int = 1
+) -> list[list[list[Pack]]]:
+    """Deal rows out to the microbatches of ranks, to be laid one behind the other.
+
+    A microbatch has at most ``max_tokens`` ids, shared prefixes counted once, unless a single
+    row has more.
+
+    Args:
+        ids: of each row.
+        groups: of each row; only neighbours of one group share a prefix, "" shares none.
+        max_tokens: of one microbatch.
+        num_ranks: how many ranks there are; all have equally many microbatches.
+
+    Returns:
+        By rank, by microbatch: packs, which hold each row exactly once. Where ranks outnumber
+        what is left to deal, one microbatch of some of them is empty.
+    """
+    packs: list[Pack] = []
+    for group, members in groupby(range(len(ids)), key=lambda index: groups[index]):
+        rows = list(members)
+        shared = shared_prefix([ids[row] for row in rows]) if group else 0
+        if not shared:
+            packs += [Pack(rows=(row,)) for row in rows]
+            continue
+        rests = [len(ids[row]) - shared for row in rows]
+        (parts,) = deal(rests, max_size=max(1, max_tokens - shared))
+        packs += [
+            Pack(rows=tuple(rows[i] for i in part), num_shared=shared if len(part) > 1 else 0)
+            for part in parts
+        ]
+    sizes = [pack_size(pack, [len(row) for row in ids]) for pack in packs]
+    ranks = deal(sizes, max_size=max_tokens, num_ranks=num_ranks)
+    return [[[packs[i] for i in part] for part in rank] for rank in ranks]
+
+
+def pack_size(pack: Pack, lengths: Sequence[int]) -> int:
+    """Ids of a pack without padding, its shared prefix counted once."""
+    return pack.num_shared + sum(lengths[row] - pack.num_shared for row in pack.rows)
+
+
+def shared_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """How many first ids rows should share: 0 where that saves little."""
+    shared = common_prefix(rows) if len(rows) > 1 else 0
+    saved = shared * (len(rows) - 1)
+    return shared if saved >= max(1, MIN_SAVED_SHARE * sum(map(len, rows))) else 0
 
 
 def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:

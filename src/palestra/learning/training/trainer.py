@@ -84,7 +84,7 @@ class Trainer:
         self._max_row_tokens = max_row_tokens
         self._fixed_length = training.fixed_length or model.max_context
         self._seed = seed
-        self.policy = Policy.load(model_path, model)
+        self.policy = Policy.load(model_path, model, layout=training.layout)
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
         self._optimizer = PolicyOptimizer(
@@ -197,6 +197,7 @@ class Trainer:
                 max_tokens=self._section.microbatch_tokens,
                 device=self.policy.device,
                 share_prefixes=self.policy.shares_prefixes,
+                layout=self._section.layout,
             ),
             rows=tuple(numbers),
             scale=loss_scale(

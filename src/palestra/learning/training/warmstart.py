@@ -78,6 +78,7 @@ def _step(
         list(enumerate(rows)),
         max_tokens=trainer.training.microbatch_tokens,
         device=trainer.policy.device,
+        layout=trainer.training.layout,
     )
     num_tokens = sum(batch.num_trainable for batch in batches)
     losses = []
