@@ -41,6 +41,7 @@ class LiveEpisode:
     seconds: float
     stage_s: float | None
     doing: str
+    last_command: str
     doing_s: float | None
     num_commands: int | None
 
@@ -172,14 +173,15 @@ def _live(found: Mapping[str, Any]) -> LiveEpisode:
     stage, command = str(found["stage"]), found.get("command")
     if stage == "agent":
         stage = "thinking" if command is None else "command"
-    doing = str(command) if command is not None else str(found.get("detail") or "")
+    doing = command if command is not None else found.get("detail") or ""
     return LiveEpisode(
         id=str(found["id"]),
         task=shown(str(found["instance_id"])),
         stage=stage,
         seconds=float(found["seconds"]),
         stage_s=found.get("stage_seconds"),
-        doing=shown(doing),
+        doing=shown(str(doing)),
+        last_command=shown(str(found.get("last_command") or "")),
         doing_s=found.get("doing_seconds"),
         num_commands=found.get("commands"),
     )

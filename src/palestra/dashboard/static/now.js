@@ -18,6 +18,12 @@
     return Palestra.element("td", { ...(style ? { class: style } : {}), title: text }, text);
   }
 
+  function doing(one) {
+    if (one.doing || !one.last_command) return cell(one.doing);
+    const words = `after ${one.last_command}`;
+    return Palestra.element("td", { class: "idle", title: words }, words);
+  }
+
   function episodes(environment) {
     const body = document.querySelector("#live tbody");
     const marked = body.querySelector("[data-marked]")?.dataset.id;
@@ -25,7 +31,7 @@
       const stage = Palestra.element("td", {}, Palestra.element("span", { class: `stage ${WORDS[one.stage] ? one.stage : ""}` }, WORDS[one.stage] ?? one.stage));
       const row = Palestra.element("tr", { "data-nav": "", "data-id": one.id },
         cell(one.task), stage, cell(Palestra.seconds(one.seconds), "num"), cell(Palestra.seconds(one.stage_s), "num"),
-        cell(one.num_commands === null ? "–" : String(one.num_commands), "num"), cell(one.doing), cell(Palestra.seconds(one.doing_s), "num"));
+        cell(one.num_commands === null ? "–" : String(one.num_commands), "num"), doing(one), cell(Palestra.seconds(one.doing_s), "num"));
       if (one.id === marked) row.dataset.marked = "";
       return row;
     });

@@ -95,6 +95,19 @@ const Palestra = {
     document.addEventListener("palestra-rows", apply);
   }
 
+  // Tables that the server draws, drawn again; a document of its own runs no script.
+  const table = document.querySelector("[data-refresh]");
+  if (table) {
+    Palestra.poll(Number(table.dataset.refresh), async () => {
+      const response = await fetch(location.href);
+      if (!response.ok) return;
+      const found = new DOMParser().parseFromString(await response.text(), "text/html").getElementById(table.id);
+      if (!found || found.textContent === table.textContent || table.querySelector("[data-marked]")) return;
+      table.replaceChildren(...found.childNodes);
+      document.dispatchEvent(new CustomEvent("palestra-rows"));
+    });
+  }
+
   // Marking rows and turns.
   let marked = null;
   function items() {

@@ -53,6 +53,7 @@ class _Live:
     stage_began_s: float = field(default_factory=time.monotonic)
     image: ImageProgress | None = None
     command: str | None = None
+    last_command: str | None = None
     command_began_s: float = 0.0
     num_commands: int = 0
 
@@ -63,6 +64,7 @@ class _Live:
 
     def note_command(self, command: str | None) -> None:
         self.num_commands += command is not None
+        self.last_command = self.command or self.last_command
         self.command = command
         self.command_began_s = time.monotonic()
 
@@ -86,12 +88,12 @@ class _Live:
     def _describe_command(self, now_s: float) -> dict[str, Any]:
         if self.stage != AGENT:
             return {}
-        running = {} if self.command is None else {"command": self.command[:_SHOWN_CHARS]}
+        told = {"command": self.command, "last_command": self.last_command}
         return {
             "commands": self.num_commands,
             # Of the command, or of the thinking since the last one.
             "doing_seconds": round(now_s - (self.command_began_s or self.stage_began_s), 3),
-            **running,
+            **{name: text[:_SHOWN_CHARS] for name, text in told.items() if text is not None},
         }
 
 
