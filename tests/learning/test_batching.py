@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from training_toys import CPU, batch_of, group, path_of, random_groups, rollout, turn
 
+from palestra.config_training import OverlongSection
 from palestra.learning.training.batching import TrainingRow, microbatches, training_rows
 from palestra.learning.training.packing import common_prefix, pack, plan_packs
 from palestra.records import Outcome
@@ -72,6 +74,53 @@ def test_truncated_rollouts_always_count_in_the_baseline(truncated: str, names: 
     )
     assert [r.rollout_id for r in rows] == names
     assert rows[0].advantage == 0.5
+
+
+def test_overlong_rollouts_count_in_the_baseline_only() -> None:
+    rows = training_rows(
+        [
+            group(
+                rollout("short", Outcome.SOLVED, [turn(0, [1], [2])]),
+                rollout("long", Outcome.UNSOLVED, [turn(0, [1], [3, 4, 5])]),
+            )
+        ],
+        advantage="group_mean",
+        max_row_tokens=3,
+    )
+    assert [(r.rollout_id, r.advantage) for r in rows] == [("short", 0.5)]
+
+
+def test_length_costs_reward_before_the_baseline_is_taken() -> None:
+    rows = training_rows(
+        [
+            group(
+                rollout("short", Outcome.SOLVED, [turn(0, [1], [2])]),
+                rollout("half", Outcome.SOLVED, [turn(0, [1], [3] * 3)]),
+                rollout("whole", Outcome.SOLVED, [turn(0, [1], [3] * 2), turn(1, [1], [4] * 2)]),
+            )
+        ],
+        advantage="group_mean",
+        overlong=OverlongSection(max_tokens=4, buffer=2),
+    )
+    # Rewards 1, 1/2 and 0; sampled ids of all turns count, context does not.
+    assert [r.advantage for r in rows if r.path.ids[:2] != (1, 4)] == pytest.approx([0.5, 0, -0.5])
+
+
+def test_batch_std_whitens_over_the_trained_ids_of_all_groups() -> None:
+    groups = [
+        dataclasses.replace(
+            group(
+                rollout(f"good {n}", Outcome.SOLVED, [turn(0, [1], [2] * (n + 1))]),
+                rollout(f"bad {n}", Outcome.UNSOLVED, [turn(0, [1], [3] * (2 * n + 1))]),
+            ),
+            group_id=f"g{n}",
+        )
+        for n in range(3)
+    ]
+    rows = training_rows(groups, advantage="batch_std")
+    ids = np.repeat([r.advantage for r in rows], [r.num_trainable for r in rows])
+    assert ids.mean() == pytest.approx(0, abs=1e-6)
+    assert ids.std(ddof=1) == pytest.approx(1, rel=1e-5)
 
 
 def test_shuffled_rewards_keep_trouble_out_and_differ_by_group() -> None:

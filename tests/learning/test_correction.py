@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from palestra.config import CorrectionSection
+from palestra.config_training import CorrectionSection
 from palestra.learning.training.correction import correction_metrics, importance_weights
 
 RATIOS = [1.0, 0.4, 0.6, 3.0, 1.9, 1e-5]
@@ -135,6 +136,78 @@ def test_weights_take_no_gradient_and_never_overflow() -> None:
     )
     assert not got.requires_grad
     assert got.tolist() == [2.0, 0.0]
+
+
+# --- rejection, normalisation, IcePop -------------------------------------------
+
+
+def test_rejection_masks_at_its_own_level_and_bounds() -> None:
+    """Geometric means of the rows: 0.63, 1.34, 1.9 and 1e-5."""
+    section = CorrectionSection(
+        mode="truncate", veto=0.0, reject="geometric", reject_low=0.7, reject_high=1.5
+    )
+    assert weights(section) == pytest.approx([0, 0, 0.6, 2.0, 0, 0])
+    got = metrics(section)
+    assert got["mis_rs_mask_fraction_low"] == pytest.approx(3 / 6)
+    assert got["mis_rs_mask_fraction_high"] == pytest.approx(1 / 6)
+    assert got["mis_tis_weight_after_bound"] == pytest.approx(
+        (1.0 + 0.4 + 0.6 + 2.0 + 1.9 + 1e-5) / 6
+    )
+    assert got["mis_is_ratio_mean_final"] == pytest.approx((0.6 + 2.0) / 6)
+    assert (got["mis_is_ratio_min_final"], got["mis_is_ratio_max_final"]) == (0.0, 2.0)
+
+
+def test_bounds_of_the_rejection_are_those_of_the_weights_where_none_are_named() -> None:
+    section = CorrectionSection(mode="clip", veto=0.0, reject="token")
+    assert section.reject_bounds == (0.5, 2.0)
+    assert weights(section) == pytest.approx([1.0, 0, 0.6, 0, 1.9, 0])
+
+
+def test_normalised_weights_have_the_mean_one() -> None:
+    by_id = weights(CorrectionSection(normalize=True))
+    assert np.mean(by_id) == pytest.approx(1.0)
+    assert by_id == pytest.approx([w * 6 / 3.5 for w in [1.0, 0, 0.6, 0, 1.9, 0]])
+    section = CorrectionSection(mode="truncate", level="sequence", veto=0.0, normalize=True)
+    by_row = [weights(section)[first] for first in (0, 2, 4, 5)]
+    assert np.mean(by_row) == pytest.approx(1.0), "rows count once, however long"
+    assert by_row[1] / by_row[0] == pytest.approx(1.8 / 0.4)
+
+
+def test_nothing_is_normalised_where_everything_is_masked() -> None:
+    section = CorrectionSection(normalize=True, veto=0.9)
+    assert weights(section, [0.1, 0.1]) == [0.0, 0.0]
+
+
+def test_icepop_masks_single_ids_between_a_half_and_five() -> None:
+    section = CorrectionSection(mode="icepop")
+    assert (section.low, section.high, section.veto) == (0.5, 5.0, 0.0)
+    assert weights(section) == pytest.approx([1.0, 0.0, 0.6, 3.0, 1.9, 0.0])
+    assert metrics(section)["mis_tis_mask_fraction_low"] == pytest.approx(2 / 6)
+    assert CorrectionSection(mode="icepop", high=3.0, veto=0.1).high == 3.0
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"low": 2.0, "high": 1.0}, "below high"),
+        ({"mode": "icepop", "level": "geometric"}, "single tokens"),
+        ({"mode": "off", "reject": "token"}, "corrects nothing"),
+        ({"mode": "off", "normalize": True}, "corrects nothing"),
+        ({"reject_low": 0.1}, "name a level"),
+        ({"reject": "token", "reject_low": 3.0}, "below reject_high"),
+        ({"mode": "forget"}, "Input should be"),
+        ({"reject": "word"}, "Input should be"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        CorrectionSection(**keys)
+
+
+def test_chi_squared_by_hand() -> None:
+    got = metrics(CorrectionSection(), [2.0, 0.5, 3.0])
+    assert got["mis_chi2_token"] == pytest.approx((3 + (0.25 - 1) + 8) / 3)
+    assert got["mis_chi2_seq"] == pytest.approx((0 + 8) / 2), "of row 0 the product is 1"
 
 
 def test_modes_against_numpy() -> None:

@@ -77,3 +77,22 @@ def test_masked_truncated_rollouts_alone_are_nothing_to_train_on() -> None:
 def test_a_flaky_task_believes_no_sibling() -> None:
     group = make_group([SOLVED, UNSOLVED, Outcome.FLAKY])
     assert judge(group, version=0, section=SECTION).reason is DropReason.FLAKY
+
+
+def test_a_recipe_may_want_whole_groups() -> None:
+    group = make_group([SOLVED, INFRA, UNSOLVED])
+    whole = RolloutsSection(aborted="drop_group")
+    assert judge(group, version=0, section=whole).reason is DropReason.ABORTED
+    assert judge(make_group([SOLVED, UNSOLVED]), version=0, section=whole).reason is None
+
+
+def test_a_group_of_nothing_but_overlong_conversations_is_dropped() -> None:
+    """Each turn of the maker has two ids of context and two sampled ones."""
+    group = make_group([SOLVED, UNSOLVED], versions=(0, 0))
+    assert judge(group, version=0, section=RolloutsSection(max_row_tokens=8)).reason is None
+    short = RolloutsSection(max_row_tokens=7)
+    assert judge(group, version=0, section=short).reason is DropReason.OVERLONG
+    one_fits = dataclasses.replace(group.rollouts[1], trace=make_trace((0,)))
+    group = dataclasses.replace(group, rollouts=(group.rollouts[0], one_fits))
+    judged = judge(group, version=0, section=short)
+    assert judged.kept == group, "the long one still counts in the baseline"

@@ -27,7 +27,8 @@ from training_toys import (
 )
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Qwen3Model
 
-from palestra.config import CorrectionSection, ModelSection
+from palestra.config import ModelSection
+from palestra.config_training import CorrectionSection, TrainingSection
 from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training import Trainer
 from palestra.learning.training.batching import TrainingRow, training_rows
@@ -216,8 +217,23 @@ def sampled_group(trainer: Trainer, wanted: int, size: int, rng: torch.Generator
 
 @pytest.mark.parametrize(
     "section",
-    [{}, {"kl_coef": 0.001}, {"minibatches": 2}, {"advantage": "group_mean"}],
-    ids=["plain", "kl", "minibatches", "no-std"],
+    [
+        {},
+        {"kl_coef": 0.001},
+        {"kl_coef": 0.001, "kl": "k2"},
+        {"entropy_coef": 0.001},
+        {"minibatches": 2},
+        {"advantage": "group_mean"},
+        {"correction": {"normalize": True}},
+        {"layout": "packed"},
+        {"loss": "grpo"},
+        {"loss": "dr_grpo", "fixed_length": 1},
+        {"loss": "gspo", "minibatches": 2},
+        {"loss": "cispo", "minibatches": 2},
+        {"loss": "rloo"},
+        {"loss": "reinforce_plus_plus_baseline"},
+    ],
+    ids=lambda section: "-".join(map(str, section.values())) or "plain",
 )
 def test_the_solve_rate_of_a_toy_problem_rises(folder: Path, section: dict[str, Any]) -> None:
     trainer = trainer_at(folder, lr=2e-2, weight_decay=0.0, **section)
@@ -265,6 +281,59 @@ def test_the_mismatch_is_measured_before_the_step(folder: Path) -> None:
     for name in one:
         if "/mis_" in name:
             assert three[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_normalised_weights_do_not_depend_on_microbatches(folder: Path, minibatches: int) -> None:
+    section = {"correction": {"normalize": True, "veto": 0.0}, "minibatches": minibatches}
+    groups = random_groups(6)
+    whole, parts = (
+        trainer_at(folder, microbatch_tokens=tokens, **section) for tokens in (10**6, 1)
+    )
+    metrics = whole.train_step(groups)
+    assert parts.train_step(groups) == pytest.approx(metrics, rel=1e-4, abs=1e-6)
+    assert metrics["train/mis_is_ratio_mean_final"] == pytest.approx(1, rel=0.2)
+    assert metrics["train/mis_tis_weight_before_bound"] != pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "gspo", "cispo"])
+def test_no_loss_depends_on_microbatches(folder: Path, loss: str) -> None:
+    groups = random_groups(6)
+    section = {"loss": loss, "entropy_coef": 0.01, "kl_coef": 0.1}
+    whole = backward(trainer_at(folder, microbatch_tokens=10**6, **section), groups)
+    parts = backward(trainer_at(folder, microbatch_tokens=1, **section), groups)
+    for name in whole:
+        error = float((whole[name] - parts[name]).abs().max())
+        assert error <= 1e-6, f"{name}: {error}"
+
+
+def test_the_entropy_bonus_raises_entropy_and_needs_no_advantage(folder: Path) -> None:
+    equal = group(*(rollout(str(i), Outcome.SOLVED, [turn(0, [1], [2 + i])]) for i in range(3)))
+    trainer = trainer_at(folder, entropy_coef=1.0, lr=1e-2)
+    first = trainer.train_step([equal])
+    for _ in range(5):
+        last = trainer.train_step([equal])
+    assert first["train/no_signal"] == 0.0
+    assert last["train/entropy"] > first["train/entropy"]
+    assert first["train/loss"] == pytest.approx(-first["train/entropy"], rel=1e-5)
+
+
+def test_overlong_rollouts_are_left_out_by_the_trainer_too(folder: Path) -> None:
+    trainer = Trainer(
+        folder,
+        model=ModelSection(device="cpu"),
+        training=TrainingSection(),
+        truncated="keep",
+        seed=0,
+        max_row_tokens=3,
+    )
+    groups = [
+        group(
+            rollout("a", Outcome.SOLVED, [turn(0, [1], [2])]),
+            rollout("b", Outcome.UNSOLVED, [turn(0, [1], [2, 3, 4])]),
+        )
+    ]
+    assert trainer.train_step(groups)["train/num_tokens"] == 1
 
 
 def test_staleness_counts_versions(folder: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -218,7 +218,7 @@ def _in_one_kernel(
     query_SHD, key_KHD, value_KHD = (x.transpose(0, 1) for x in (query_HSD, key_HSD, value_HSD))
     if segments.key_places_K is not None:
         key_KHD, value_KHD = key_KHD[segments.key_places_K], value_KHD[segments.key_places_K]
-    output_SHD: torch.Tensor = kernel(
+    output_SHD = kernel(
         query_SHD.contiguous(),
         key_KHD.contiguous(),
         value_KHD.contiguous(),
@@ -230,4 +230,4 @@ def _in_one_kernel(
         window_size=(-1, 0),  # causal
         enable_gqa=query_HSD.shape[0] != key_HSD.shape[0],
     )
-    return output_SHD
+    return cast("torch.Tensor", output_SHD)
