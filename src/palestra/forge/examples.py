@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from palestra.forge.checks import Check, Equal, Holds, Raises, check_of, is_check, raises_of
+from palestra.forge.checks import (
+    Check,
+    Equal,
+    Holds,
+    Raises,
+    called_by,
+    check_of,
+    is_check,
+    raises_of,
+)
+from palestra.forge.explanations import compared
 from palestra.forge.nodes import (
     BUILTINS,
     TestFunction,
     called_name,
+    constants,
     find_test,
     holds,
     is_text,
     loaded,
+    own_steps,
     parse,
     stored,
+    stored_on_self,
 )
 from palestra.forge.parameters import parameters_of
 from palestra.forge.records import Failure
@@ -54,23 +67,24 @@ class _Failing:
     check: Check | None
 
 
-def example_of(failure: Failure, text: str) -> Example | None:
+def example_of(failure: Failure, text: str, packages: Collection[str] = ()) -> Example | None:
     """Make an example of a failing test.
 
     Args:
         failure: its report.
         text: of its file.
+        packages: top-level names of the library, whose functions may be at fault; any, if empty.
 
     Returns:
         ``None`` where the file does not show the failing statement, or is nested too deeply.
     """
     try:
-        return _example(failure, text)
+        return _example(failure, text, packages)
     except (RecursionError, MemoryError):
         return None
 
 
-def _example(failure: Failure, text: str) -> Example | None:
+def _example(failure: Failure, text: str, packages: Collection[str]) -> Example | None:
     tree = parse(text)
     test = find_test(tree, failure.test) if tree is not None else None
     line = _failing_line(failure, test)
@@ -79,28 +93,43 @@ def _example(failure: Failure, text: str) -> Example | None:
     failing = _failing(test.function.body, line)
     if failing is None:
         return None
-    values = _values(failure.test, test)
+    failing = _without_self(failing, test)
+    values = parameters_of(failure.test, test, constants(tree))
     failing = _with_values(failing, values or {})
-    surroundings = Surroundings(tree, test)
+    if isinstance(failing.check, Equal) and compared(failure.message) is None:
+        # Nobody says what was given: show the question instead.
+        failing = replace(failing, check=_question(failing.check))
+    surroundings = Surroundings(tree, test, packages)
     result = _result(failing)
     statements = [*_needed(failing.before, result), *result]
     around = surroundings.of(statements)
-    subject = _subject([*failing.before, *result])
-    code = _text([*around.statements, *statements])
-    if around.is_complete and _is_short(code):
-        return Example(code=code, check=failing.check, subject=subject, is_whole=True)
-    return Example(code=_text(result), check=failing.check, subject=subject, is_whole=False)
+    subject = surroundings.subject([*failing.before, *result])
+    code = laid_out([*around.statements, *statements])
+    if not _is_short(code):
+        code = laid_out(result)
+    is_whole = around.is_complete and _is_short(code)
+    if values is None:
+        code += f"  # for {failure.test.partition('[')[2].removesuffix(']')}"
+    return Example(code=code, check=failing.check, subject=subject, is_whole=is_whole)
 
 
 def _failing_line(failure: Failure, test: TestFunction | None) -> int | None:
     """The line of the test function that the failure went through."""
+    if test is None:
+        return None
     path = failure.test.partition("::")[0]
     lines = [
         frame.line
         for frame in failure.frames
-        if frame.path == path and test is not None and holds(test.function, frame.line)
+        if frame.path == path and holds(test.function, frame.line)
     ]
-    return lines[-1] if lines else None
+    return lines[0] if lines else None  # those after it are of functions inside of the test
+
+
+def _question(check: Equal) -> Holds:
+    """Whether the two sides are equal, as a condition."""
+    condition = ast.Compare(left=check.actual, ops=[ast.Eq()], comparators=[check.expected])
+    return Holds(condition=condition)
 
 
 def _failing(body: Sequence[ast.stmt], line: int) -> _Failing | None:
@@ -127,17 +156,12 @@ def _inside(statement: ast.stmt, line: int) -> _Failing:
             return _Failing(before=inner.before, last=inner.last, check=asked[0])
         if inner is not None and _is_subtest(statement):
             return inner
-    return _Failing(before=(), last=statement, check=check_of(statement))
+    return _Failing(before=(), last=statement, check=None)
 
 
 def _is_subtest(statement: ast.With | ast.AsyncWith) -> bool:
     names = (called_name(item.context_expr).rpartition(".")[2] for item in statement.items)
     return all(name in ("subTest", "test") for name in names)
-
-
-def _values(test: str, function: TestFunction) -> Mapping[str, ast.expr] | None:
-    decorators = [d for c in reversed(function.classes) for d in c.decorator_list]
-    return parameters_of(test, function.function, decorators)
 
 
 class _Inline(ast.NodeTransformer):
@@ -163,11 +187,43 @@ def _with_values(failing: _Failing, values: Mapping[str, ast.expr]) -> _Failing:
         assert isinstance(changed, ast.stmt), "only names are replaced"
         return ast.fix_missing_locations(changed)
 
-    last = fresh(failing.last)
     check = failing.check
     if not isinstance(check, Raises):
-        check = check_of(last)
-    return _Failing(before=tuple(map(fresh, failing.before)), last=last, check=check)
+        check = check_of(fresh(failing.last), failing.before)
+    before = tuple(map(fresh, failing.before))
+    return _Failing(before=before, last=fresh(failing.last), check=check)
+
+
+class _OwnAttributes(ast.NodeTransformer):
+    """Writes ``name`` for ``self.name``."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        self.generic_visit(node)
+        is_own = isinstance(node.value, ast.Name) and node.value.id == "self"
+        if is_own and node.attr in self._names:
+            return ast.copy_location(ast.Name(id=node.attr, ctx=node.ctx), node)
+        return node
+
+
+def _without_self(failing: _Failing, test: TestFunction) -> _Failing:
+    """Put what the class and its ``setUp`` give ``self`` in front, as plain names."""
+    steps = [s for c in test.classes for s in own_steps(c)]
+    names = {name for step in steps for name in stored_on_self(step)} | stored(
+        *(step for step in steps if isinstance(step, ast.Assign))
+    )
+    names -= stored(*failing.before, failing.last)
+    change = _OwnAttributes(names)
+
+    def changed(statement: ast.stmt) -> ast.stmt:
+        visited = change.visit(copy.deepcopy(statement))
+        assert isinstance(visited, ast.stmt), "only attributes are replaced"
+        return visited
+
+    before = (*steps, *failing.before) if names else failing.before
+    return replace(failing, before=tuple(map(changed, before)), last=changed(failing.last))
 
 
 def _result(failing: _Failing) -> list[ast.stmt]:
@@ -177,11 +233,13 @@ def _result(failing: _Failing) -> list[ast.stmt]:
         return [ast.Expr(value=check.actual)]
     if isinstance(check, Holds):
         return [ast.Expr(value=check.condition)]
-    call = failing.last.value if isinstance(failing.last, ast.Expr) else None
-    if isinstance(call, ast.Call) and raises_of(call) is not None and len(call.args) > 1:
-        called = ast.Call(func=call.args[1], args=call.args[2:], keywords=call.keywords)
-        return [ast.Expr(value=called)]
-    return [failing.last]
+    last = failing.last
+    call = last.value if isinstance(last, ast.Expr) else None
+    call = last.test if isinstance(last, ast.Assert) else call
+    if isinstance(call, ast.Call) and raises_of(call) is not None:
+        inner = called_by(call)
+        return [last if inner is None else ast.Expr(value=inner)]
+    return [last]
 
 
 def _needed(before: Sequence[ast.stmt], result: Sequence[ast.stmt]) -> list[ast.stmt]:
@@ -210,22 +268,25 @@ def _without_checks(statement: ast.stmt) -> Iterator[ast.stmt]:
                 yield ast.Expr(value=node)
 
 
-def _subject(statements: Sequence[ast.stmt]) -> str:
-    """The function that is called last, one that is not Python's own."""
-    for statement in reversed(statements):
-        calls = [node for node in ast.walk(statement) if isinstance(node, ast.Call)]
-        for call in calls:  # the outermost first
-            if isinstance(call.func, ast.Name) and call.func.id not in BUILTINS:
-                return call.func.id
-            if isinstance(call.func, ast.Attribute):
-                name = ast.unparse(call.func)
-                if not name.startswith(("self.", "pytest.")):
-                    return name if name.replace(".", "").isidentifier() else call.func.attr
-    return ""
-
-
-def _text(statements: Sequence[ast.stmt]) -> str:
-    return "\n".join(ast.unparse(ast.fix_missing_locations(s)) for s in statements)
+def laid_out(statements: Sequence[ast.stmt]) -> str:
+    """Statements as text, definitions and imports set off by blank lines."""
+    text = ""
+    last: ast.stmt | None = None
+    for statement in statements:
+        if last is not None:
+            apart = (
+                ast.FunctionDef,
+                ast.AsyncFunctionDef,
+                ast.ClassDef,
+                ast.Import,
+                ast.ImportFrom,
+            )
+            is_apart = isinstance(last, apart) or isinstance(statement, apart[:3])
+            are_imports = isinstance(last, apart[3:]) and isinstance(statement, apart[3:])
+            text += "\n\n" if is_apart and not are_imports else "\n"
+        text += ast.unparse(ast.fix_missing_locations(statement)).replace("\n\n", "\n")
+        last = statement
+    return text
 
 
 def _is_short(code: str) -> bool:

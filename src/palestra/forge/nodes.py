@@ -11,6 +11,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 BUILTINS = frozenset(dir(builtins))
 """Names that need no import."""
 
+_SETUP = ("setUp", "setup_method", "setup")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestFunction:
@@ -45,11 +47,39 @@ def find_test(tree: ast.Module, test: str) -> TestFunction | None:
     return TestFunction(function=functions[-1], classes=tuple(classes)) if functions else None
 
 
-def argument_names(function: Function) -> tuple[str, ...]:
-    """The names of all parameters, ``self`` and ``cls`` left out."""
-    given = function.args
-    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
-    return tuple(a.arg for a in arguments if a.arg not in ("self", "cls"))
+def constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """The names that a module gives a value once, and the values."""
+    found: dict[str, list[ast.expr]] = {}
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            found.setdefault(statement.targets[0].id, []).append(statement.value)
+    return {name: values[0] for name, values in found.items() if len(values) == 1}
+
+
+def own_steps(test_class: ast.ClassDef) -> list[ast.stmt]:
+    """What a class gives its instances before each test, as statements."""
+    steps: list[ast.stmt] = [s for s in test_class.body if isinstance(s, ast.Assign)]
+    for statement in test_class.body:
+        is_setup = isinstance(statement, Function) and statement.name in _SETUP
+        if isinstance(statement, Function) and is_setup:
+            steps += [s for s in statement.body if not is_text(s) and not _is_super(s)]
+    return steps
+
+
+def stored_on_self(statement: ast.stmt) -> set[str]:
+    """The attributes of ``self`` that a statement gives a value."""
+    return {
+        node.attr
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+def _is_super(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and called_name(statement.value).startswith("super")
 
 
 def loaded(*nodes: ast.AST) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,13 @@ _MAX_DETAIL_LINES = 20
 _MAX_TRACE = 12
 _SHORT_CHARS = 60
 _ADVICE = re.compile(r"Use -v+ to get|[Ff]ull (?:output|diff) truncated|\.\.\.[Ff]ull|Diff is \d+")
+_OTHER_MESSAGE = re.compile(
+    r"^(?:Regex pattern did not match|Pattern .* (?:does not match|not found in) )"
+    r"|^\".*\" does not match \""
+)
+_SAID = re.compile(r"(?:Actual message|Input): (.*)|(?:does not match|not found in) (.*)")
 _DID_NOT_RAISE = re.compile(r"DID NOT (?:RAISE|WARN)|not raised|not triggered")
+_NUMBERED = re.compile(r"^\d{3,5} ")
 _EXPECTED = ("Expected:", "What I expected:", "It should be:")
 _ACTUAL = ("Actual:", "What I got:", "Instead I get:")
 _TRUE = ("This should be true.", "I expected this to be true.", "This ought to hold.")
@@ -76,9 +83,13 @@ def observe(
     if _DID_NOT_RAISE.search(failure.message):
         return _silent(failure, check, draw)
     if failure.error in ("DocTestFailure", "UnexpectedException"):
-        return Observed(kind="value", error="", paragraphs=(fenced(failure.message),))
+        return Observed(kind="value", error="", paragraphs=(fenced(_doctest(failure.message)),))
+    if _OTHER_MESSAGE.search(failure.message) and isinstance(check, Raises):
+        return _message(failure, check, draw)
     if frames or failure.error not in ("AssertionError", "Failed"):
         return _error(failure, check, frames, draw)
+    if isinstance(check, Raises):
+        return _silent(failure, check, draw)
     sides = compared(failure.message)
     if sides is not None and (call is not None or isinstance(check, Equal)):
         return _value(failure, check, call, sides, draw)
@@ -100,6 +111,15 @@ def _silent(failure: Failure, check: object, draw: Draw) -> Observed:
     return Observed(
         kind="silent", error=name, paragraphs=(f"{draw.pick(_EXPECTED)} {expected}.", happened)
     )
+
+
+def _message(failure: Failure, check: Raises, draw: Draw) -> Observed:
+    wanted = f", with a message that matches `{check.match}`" if check.match else ""
+    paragraphs = [f"{draw.pick(_EXPECTED)} `{check.exception}`{wanted}."]
+    said = _SAID.search(failure.message)
+    told = (said[1] or said[2]) if said else "\n".join(_lines(failure.message))
+    paragraphs += ["The message is another one:", fenced(_shortened(told))]
+    return Observed(kind="message", error=check.exception, paragraphs=tuple(paragraphs))
 
 
 def _error(failure: Failure, check: object, frames: Sequence[Frame], draw: Draw) -> Observed:
@@ -128,25 +148,41 @@ def _value(
     actual, expected = sides.left, sides.right
     if not actual_is_left:
         actual, expected = expected, actual
+    if "..." in expected and isinstance(check, Equal):
+        expected = _literal(check.expected) or expected
     paragraphs = [
         draw.pick(_EXPECTED),
         fenced(_shortened(expected)),
         draw.pick(_ACTUAL),
         fenced(_shortened(actual)),
     ]
-    if max(len(actual), len(expected)) > _SHORT_CHARS:
+    if max(len(actual), len(expected)) > _SHORT_CHARS or "..." in actual:
         details = _details(failure.message)
         if details:
             paragraphs += ["The difference:", fenced(details)]
     return Observed(kind="value", error="", paragraphs=tuple(paragraphs))
 
 
+def _literal(node: ast.expr) -> str | None:
+    try:
+        return repr(ast.literal_eval(node))
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
 def _condition(failure: Failure, check: object, draw: Draw) -> Observed:
     said = _lines(failure.message)
     paragraphs = [draw.pick(_TRUE)] if isinstance(check, Holds) else []
-    if said:
+    if any(said):
         paragraphs += [draw.pick(_ACTUAL), fenced("\n".join(said))]
     return Observed(kind="condition", error="", paragraphs=tuple(paragraphs))
+
+
+def _doctest(message: str) -> str:
+    """The last example of a doctest, without the numbers of its lines."""
+    lines = [_NUMBERED.sub("", line) for line in _lines(message)]
+    starts = [index for index, line in enumerate(lines) if line.lstrip().startswith(">>>")]
+    return textwrap.dedent("\n".join(lines[starts[-1] if starts else 0 :]))
 
 
 def _traceback(failure: Failure, frames: Sequence[Frame]) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from palestra.forge.nodes import Function
+from palestra.forge.nodes import BUILTINS, TestFunction
 
 _MAX_SETS = 20_000
 
@@ -21,20 +21,22 @@ class _Set:
 
 
 def parameters_of(
-    test: str, function: Function, decorators: Sequence[ast.expr] = ()
+    test: str, function: TestFunction, constants: Mapping[str, ast.expr]
 ) -> Mapping[str, ast.expr] | None:
     """The expressions that a test's parameters stand for.
 
     Args:
         test: its id, perhaps cut at the first blank, as log parsers do.
         function: of the test.
-        decorators: of the classes around it.
+        constants: of its file, which may hold the parameters.
 
     Returns:
         Nothing for a test without parameters; ``None`` where they cannot be read from the
         text, or the id fits several sets.
     """
-    marks = [mark for d in (*function.decorator_list[::-1], *decorators) if (mark := _mark(d))]
+    outer = [d for c in reversed(function.classes) for d in c.decorator_list[::-1]]
+    decorators = [*function.function.decorator_list[::-1], *outer]
+    marks = [mark for d in decorators if (mark := _mark(d))]
     if not marks:
         return {}
     _, bracket, rest = test.partition("[")
@@ -43,7 +45,7 @@ def parameters_of(
     stacks: list[list[_Set]] = []
     total = 1
     for mark in marks:
-        sets = _sets(mark)
+        sets = _sets(mark, constants)
         if not bracket or sets is None:
             return None
         stacks.append(sets)
@@ -66,11 +68,13 @@ def _mark(decorator: ast.expr) -> ast.Call | None:
     return None
 
 
-def _sets(mark: ast.Call) -> list[_Set] | None:
+def _sets(mark: ast.Call, constants: Mapping[str, ast.expr]) -> list[_Set] | None:
     given = dict(zip(("argnames", "argvalues"), mark.args, strict=False))
     keywords = {keyword.arg: keyword.value for keyword in mark.keywords}
     names = _names(given.get("argnames", keywords.get("argnames")))
     values = given.get("argvalues", keywords.get("argvalues"))
+    if isinstance(values, ast.Name):
+        values = constants.get(values.id)
     if names is None or not isinstance(values, ast.List | ast.Tuple):
         return None
     ids = keywords.get("ids")
@@ -136,7 +140,8 @@ def _part(name: str, value: ast.expr, index: int) -> str:
         if isinstance(value, ast.Name | ast.Attribute):
             # Classes and functions are called by their names, everything else by its place.
             last = value.id if isinstance(value, ast.Name) else value.attr
-            return last if last[:1].isupper() and not last.isupper() else f"{name}{index}"
+            is_class = last[:1].isupper() and not last.isupper()
+            return last if is_class or last in BUILTINS else f"{name}{index}"
         return f"{name}{index}"
     if isinstance(literal, str):
         return literal.encode("unicode_escape").decode("ascii")

@@ -21,13 +21,14 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,16}\b")
 _TEMPORARY = re.compile(r"/tmp/pytest-of-[^/\s]{1,40}/pytest-\d{1,9}/[^/\s'\")]{1,200}")
 _BLANKS = re.compile(r"\s+")
 _TRIVIAL = re.compile(
-    r"(?:return|yield|raise|del|pass|continue|break|else|try|finally|import|from)\b[\w\s.:]*"
+    r"(?:return|yield|raise|del|pass|continue|break|else|try|finally|import|from)\b[\w\s.:]*\(?\)?"
     r"|(?:el)?if \w+(?:\.\w+)*:|except [\w.]+(?: as \w+)?:"
 )
 _DIFF = re.compile(r"^(?:diff --git |@@ -\d)", re.MULTILINE)
 _TITLES: Mapping[str, Sequence[str]] = {
     "value": ("{0} returns a wrong result", "Wrong result from {0}", "{0} gives a wrong result"),
     "condition": ("{0} does not do what it should", "Unexpected behaviour of {0}"),
+    "message": ("{0} raises {1} with the wrong message", "Wrong message of {1} from {0}"),
     "silent": ("{0} does not raise {1}", "{0} should raise {1}", "No {1} from {0}"),
     "error": ("{0} fails with {1}", "{1} from {0}", "{0} raises {1}"),
 }
@@ -39,7 +40,8 @@ _OPENINGS = (
 _WHOLE = ("To reproduce:", "What I did:", "An example:", "Steps to reproduce:")
 _PART = ("This is what fails:", "It happens here:", "The call in question:")
 _ANOTHER = ("Something else that is wrong:", "Another example:", "This does not work either:")
-_LIBRARY = "The library"
+_FOLDERS = ("src", "lib", "python")
+_LIBRARY = "the library"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,8 @@ def write_statement(
     shown: dict[str, _Shown] = {}
     for failure in _ordered(candidate.failures):
         text = test_source(failure.test.partition("::")[0])
-        one = _show(failure, text, project.sources, draw)
+        intros = () if shown else (_WHOLE, _PART)
+        one = _show(failure, text, project.sources, intros, draw)
         shown.setdefault(one.code or one.body, one)
         if len(shown) == MAX_EXAMPLES:
             break
@@ -91,7 +94,9 @@ def write_statement(
     parts = [f"# {first.title}", opening, first.body]
     for other in others:
         parts += [draw.pick(_ANOTHER), other.body]
-    return _without_chance("\n\n".join(parts)) + "\n"
+    text = _without_chance("\n\n".join(parts)) + "\n"
+    # Functions inside of tests say in which test they are.
+    return re.sub(r"\b\w+\.<locals>\.", "", text)
 
 
 def leaks(statement: str, candidate: Candidate, originals: Mapping[str, bytes]) -> tuple[str, ...]:
@@ -132,21 +137,40 @@ def _ordered(failures: Sequence[Failure]) -> list[Failure]:
     return [*firsts, *others]
 
 
-def _show(failure: Failure, text: str | None, sources: Collection[str], draw: Draw) -> _Shown:
-    example = example_of(failure, text) if text is not None else None
+def _show(
+    failure: Failure,
+    text: str | None,
+    sources: Collection[str],
+    intros: Sequence[Sequence[str]],
+    draw: Draw,
+) -> _Shown:
+    packages = {_package(path) for path in sources}
+    example = example_of(failure, text, packages) if text is not None else None
     is_whole = example is not None and example.is_whole
     call = None if is_whole else traced_call(failure)
     code = call.text if call is not None else example.code if example is not None else ""
     observed = observe(failure, example, call, sources=sources, draw=draw)
-    intro = draw.pick(_WHOLE if is_whole or call is not None else _PART)
-    parts = [intro, fenced(code, "python")] if code else []
+    parts = [fenced(code, "python")] if code else []
+    if parts and intros:
+        parts.insert(0, draw.pick(intros[0 if is_whole or call is not None else 1]))
     subject = called(call.text) if call is not None else example.subject if example else None
     if not subject:
         functions = [f.function for f in failure.frames if f.path in sources and f.function]
-        subject = functions[0] if functions else None
+        subject = functions[0] if functions else failure.test.rpartition(".")[2]
+        is_test = not functions and not failure.error.startswith("Doc")
+        subject = None if is_test else subject
     name = f"`{subject}`" if subject else _LIBRARY
     title = draw.pick(_TITLES[observed.kind]).format(name, f"`{observed.error}`")
+    title = title[0].upper() + title[1:]
     return _Shown(title=title, code=code, body="\n\n".join([*parts, *observed.paragraphs]))
+
+
+def _package(path: str) -> str:
+    """The top-level name that a module is imported under."""
+    first, *rest = path.split("/")
+    if first in _FOLDERS and rest:
+        first = rest[0]
+    return first.removesuffix(".py")
 
 
 def _without_chance(text: str) -> str:

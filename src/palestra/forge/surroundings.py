@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from palestra.forge.nodes import (
@@ -17,6 +18,7 @@ from palestra.forge.nodes import (
 )
 
 _MAX_HELPER_LINES = 12
+_STANDARD = sys.stdlib_module_names | {"pytest"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,14 @@ class Surroundings:
     Args:
         tree: of the file.
         test: in it.
+        packages: top-level names of the library; any, if empty.
     """
 
-    def __init__(self, tree: ast.Module, test: TestFunction) -> None:
+    def __init__(
+        self, tree: ast.Module, test: TestFunction, packages: Collection[str] = ()
+    ) -> None:
+        self._packages = packages
+        self._of_library: set[str] = set()
         self._imports: dict[str, ast.stmt] = {}
         self._others: dict[str, ast.stmt] = {}
         for statement in tree.body:
@@ -52,7 +59,21 @@ class Surroundings:
                 for name in stored(statement) if _is_simple(statement) else ():
                     self._others[name] = statement
         self._fixtures = _fixtures([*tree.body, *(s for c in test.classes for s in c.body)])
-        self._line = test.function.lineno
+
+    def subject(self, statements: Sequence[ast.stmt]) -> str:
+        """The function of the library that is called last, the outermost first; or nothing."""
+        for statement in reversed(statements):
+            for call in ast.walk(statement):
+                name = called_name(call) if isinstance(call, ast.Call) else ""
+                if isinstance(call, ast.Call) and name.partition(".")[0] in self._of_library:
+                    return name if name.replace(".", "").isidentifier() else ""
+        for statement in reversed(statements):
+            for call in ast.walk(statement):
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                    owner = ast.unparse(call.func.value)
+                    if owner not in ("self", "pytest") and owner.isidentifier():
+                        return f"{owner}.{call.func.attr}"
+        return ""
 
     def of(self, statements: Sequence[ast.stmt]) -> Around:
         """What these statements need."""
@@ -93,6 +114,10 @@ class Surroundings:
         if isinstance(statement, ast.ImportFrom) and statement.level:
             return  # a helper of the tests
         for alias in statement.names:
+            module = alias.name if isinstance(statement, ast.Import) else statement.module or ""
+            top = module.partition(".")[0]
+            if top in self._packages or (not self._packages and top not in _STANDARD):
+                self._of_library.add(bound_name(alias))
             single: ast.stmt = (
                 ast.Import(names=[alias])
                 if isinstance(statement, ast.Import)
