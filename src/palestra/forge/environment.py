@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from packaging.requirements import Requirement
@@ -25,7 +28,7 @@ from packaging.utils import canonicalize_name
 from palestra.environment.images.layers import num_bytes_below
 from palestra.environment.images.locks import locked
 from palestra.environment.sandboxes.images import ImageStore
-from palestra.environment.sandboxes.protocol import SandboxBackend
+from palestra.environment.sandboxes.protocol import SandboxBackend, SandboxLimits, SandboxSpec
 from palestra.environment.sandboxes.repository import COMMIT_TIME_S
 from palestra.errors import HostError, TaskError
 from palestra.forge.base import Base, find_base
@@ -34,12 +37,15 @@ from palestra.forge.layout import Layout, read_layout
 from palestra.forge.metadata import Metadata, read_metadata
 from palestra.forge.records import Project
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Raised whenever an equal project would give another image."""
 WORKDIR = "testbed"
 _PYTEST = Requirement("pytest>=7,<9")
 _LOCK_TIMEOUT_S = 1800.0
 _PIP_TIMEOUT_S = 600.0
+_COMPILE_TIMEOUT_S = 300.0
+_COMPILING = SandboxLimits(memory_bytes=1 << 30, num_pids=64, disk_bytes=512 << 20)
+_MAX_CACHE_BYTES = 256 << 20
 _IDENTITY = {
     "GIT_AUTHOR_NAME": "palestra",
     "GIT_AUTHOR_EMAIL": "palestra@localhost",
@@ -96,7 +102,11 @@ async def prepare_project(
     async with locked(place.folder / "lock", timeout_s=_LOCK_TIMEOUT_S):
         if not (store.has(image) and place.record.exists()):
             say(f"{origin}: making its image")
-            await asyncio.to_thread(_make, place, image, fetched, metadata, layout, system, say)
+            record = await asyncio.to_thread(
+                _make, place, image, fetched, metadata, layout, system, say
+            )
+            await _compile(backend, image, system.site, place.layer)
+            place.record.write_bytes(orjson.dumps(record))
     made = orjson.loads(place.record.read_bytes())
     return Project(
         name=name,
@@ -148,7 +158,7 @@ def _make(
     layout: Layout,
     base: Base,
     say: Callable[[str], None],
-) -> None:
+) -> dict[str, Any]:
     try:
         commit = _check_out(fetched.tree, place.checkout)
         part = place.layer.with_name(f".new-{place.layer.name}")
@@ -173,10 +183,36 @@ def _make(
             digest=f"forge:{place.key}",
             num_bytes=num_bytes_below(place.layer),
         )
-        record = {"commit": commit, "requirements": installed, "made_at_s": time.time()}
-        place.record.write_bytes(orjson.dumps(record))
     except OSError as error:
         raise HostError.from_os(error, doing=f"cannot make the image of {fetched.name}") from error
+    return {"commit": commit, "requirements": installed, "made_at_s": time.time()}
+
+
+async def _compile(backend: SandboxBackend, image: str, site: str, layer: Path) -> None:
+    """Add the bytecode of what the project needs, by the image's own Python.
+
+    Without it every test run would compile pytest anew, which takes longer than most tests. It
+    holds nothing of the project, which is not in ``site``.
+
+    Raises:
+        HostError: it cannot be compiled or kept.
+    """
+    spec = SandboxSpec(image=image, workdir="/", limits=_COMPILING)
+    async with backend.start(spec) as sandbox:
+        done = await sandbox.run(
+            f"cd {site} && python3 -I -m compileall -q --invalidation-mode unchecked-hash . ; "
+            "find . -name __pycache__ -print0 | tar --null -T - -cf /tmp/caches.tar",
+            timeout_s=_COMPILE_TIMEOUT_S,
+        )
+        if done.exit_code != 0:
+            raise HostError(f"{image}: compiling failed: {done.output.strip()[-200:]}")
+        packed = await sandbox.read_file("/tmp/caches.tar", max_bytes=_MAX_CACHE_BYTES)
+    await asyncio.to_thread(_unpack_caches, packed, layer / site.lstrip("/"))
+
+
+def _unpack_caches(packed: bytes, site: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(site, filter="data")
 
 
 # --- the repository -----------------------------------------------------------
