@@ -65,7 +65,7 @@ _CURVES = (
     _Curve(
         metric="train/kl_loss",
         heading="KL to the starting policy",
-        note="The k3 estimate, in nats an id.",
+        note="As training.kl estimates it, in nats an id.",
         low=0.0,
     ),
     _Curve(

@@ -186,6 +186,8 @@ def _settings(recipe: Recipe) -> tuple[Fact, ...]:
         "Staleness": f"at most {plural(rollouts.max_off_policy_steps, 'step')} off policy",
         "Optimizer": f"learning rate {training.lr:g} ({training.lr_decay}), "
         f"KL weight {training.kl_coef:g}",
+        "Loss": f"{training.loss}: advantages {training.objective.advantage}, ratios of each "
+        f"{training.objective.ratio}, {training.objective.aggregation}",
         "Correction": correction.mode
         if correction.mode == "off"
         else f"{correction.mode} where the importance ratio is outside {correction.low:g} to "

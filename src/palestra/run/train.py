@@ -238,6 +238,7 @@ def _trainer(
         model=recipe.model,
         training=recipe.training,
         truncated=recipe.rollouts.truncated,
+        max_row_tokens=recipe.rollouts.max_row_tokens,
         seed=recipe.seed,
     )
     checkpoint = store.latest()
