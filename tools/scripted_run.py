@@ -73,6 +73,7 @@ class Shape:
         turns: of an episode, at most.
         ids: sampled in a turn.
         seed: of all draws.
+        stored: how many of the first steps have their rollouts on the disk; ``None``: all.
     """
 
     name: str = "scripted"
@@ -82,6 +83,7 @@ class Shape:
     turns: int = 6
     ids: int = 40
     seed: int = 0
+    stored: int | None = None
 
 
 def make_run(runs: Path, shape: Shape) -> RunDirectory:
@@ -103,11 +105,17 @@ def make_run(runs: Path, shape: Shape) -> RunDirectory:
         for event in _beginning():
             log.write(line(event))
         for step in range(1, shape.steps + 1):
-            judged = tuple(_judged(shape, step, number) for number in range(shape.groups))
-            store.write(step, judged)
+            judged = judged_of(shape, step)
+            if shape.stored is None or step <= shape.stored:
+                store.write(step, judged)
             for event in step_events(step, judged):
                 log.write(line(event))
     return run
+
+
+def judged_of(shape: Shape, step: int) -> tuple[JudgedGroup, ...]:
+    """The groups of a step."""
+    return tuple(_judged(shape, step, number) for number in range(shape.groups))
 
 
 def line(event: dict[str, Any]) -> bytes:
