@@ -177,7 +177,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRun:
-    """One command that the agent ran in its sandbox; what it printed is in the messages.
+    """One command that the agent ran in its sandbox, enough to see whether it repeats.
+
+    What the policy was shown of its output is in the messages.
 
     Attributes:
         command: as the sandbox was given it.
@@ -185,6 +187,9 @@ class CommandRun:
         duration_s: how long it took, in seconds.
         exit_code: ``None`` when it was cut off; -1 when it timed out.
         timed_out: whether it was killed for taking too long.
+        output: the first 4096 characters of what it printed; ``None`` when it was cut off.
+        output_digest: of all that it printed, as the sandbox returned it (BLAKE2b, 16 bytes,
+            hexadecimal); ``None`` when it was cut off.
     """
 
     command: str
@@ -192,6 +197,8 @@ class CommandRun:
     duration_s: float
     exit_code: int | None
     timed_out: bool = False
+    output: str | None = None
+    output_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

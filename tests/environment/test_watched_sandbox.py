@@ -8,7 +8,7 @@ import pytest
 
 from palestra.environment.sandboxes.fake import FakeSandboxBackend
 from palestra.environment.sandboxes.protocol import SandboxSpec
-from palestra.environment.sandboxes.watched import WatchedSandbox
+from palestra.environment.sandboxes.watched import KEPT_CHARS, WatchedSandbox, output_digest
 from palestra.errors import SandboxDied
 from palestra.records import HOST_IMAGE
 
@@ -43,3 +43,17 @@ async def test_a_command_that_is_cut_off_has_no_exit_code() -> None:
     with pytest.raises(SandboxDied):
         await watched.run("true", timeout_s=1)
     assert watched.commands[-1].exit_code is None
+
+
+async def test_what_a_command_printed_is_kept_to_compare() -> None:
+    async with FakeSandboxBackend().start(SPEC) as sandbox:
+        watched = WatchedSandbox(sandbox, lambda _: None)
+        for command in ("echo one", "seq 20000", "seq 20001"):
+            await watched.run(command, timeout_s=10)
+    first, second, third = watched.commands
+    assert first.output == "one\n"
+    assert first.output_digest == output_digest("one\n")
+    assert second.output == third.output
+    assert second.output is not None
+    assert len(second.output) == KEPT_CHARS
+    assert second.output_digest != third.output_digest

@@ -11,6 +11,7 @@ import orjson
 import typer
 
 from palestra.cli.loop import run_cancellable
+from palestra.cli.regrade import regrade_run
 from palestra.cli.terminal import Counter, say
 from palestra.config import AgentName, Recipe, SandboxName
 from palestra.environment.agents.protocol import ModelEndpoint
@@ -20,6 +21,7 @@ from palestra.records import EpisodeResult, Outcome, Task
 from palestra.report.words import solved_of
 from palestra.run.evaluate import EvaluationReport, model_endpoint, run_episodes
 from palestra.run.recipes import find_recipe
+from palestra.run.stored_episodes import recipe_of, write_settings
 from palestra.run.world import open_world
 from palestra.tasks.source import load_tasks
 
@@ -34,7 +36,17 @@ class _Job:
 
 
 def evaluate(
-    tasks: Annotated[str, typer.Argument(help="A task file, or katas:SPLIT?seed=&n=&level=.")],
+    tasks: Annotated[
+        str | None, typer.Argument(help="A task file, or katas:SPLIT?seed=&n=&level=.")
+    ] = None,
+    regrade: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Run no episode: grade the stored patches of this run, or of this folder of "
+            "--out, again and print what changed; TASKS replaces the rows they are graded with.",
+        ),
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="Take every setting from this recipe; options win.")
     ] = None,
@@ -93,7 +105,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Let an agent work on every task, grade, and print the solve rate with its interval."""
-    given = _given(recipe, overrides or [])
+    given = _given(recipe, overrides or [], regrade)
     context = max_context or given.model.max_context
     settings = change_recipe(
         given,
@@ -119,6 +131,11 @@ def evaluate(
         },
         origin="options",
     )
+    if regrade is not None:
+        regrade_run(regrade, settings, tasks, concurrency=concurrency, limit=limit, as_json=as_json)
+        return
+    if tasks is None:
+        raise ConfigError("give the tasks to work on, or --regrade RUN")
     if settings.agent.name == "mini" and model is None:
         raise ConfigError(
             "the agent mini needs a model", hint="--base-url URL --model NAME, or --model FOLDER"
@@ -129,6 +146,7 @@ def evaluate(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HostError.from_os(error, doing="cannot make the output folder") from error
+        write_settings(out, settings, tasks)
     sampling = _sampling(settings, temperature, max_tokens)
     endpoint = (
         ModelEndpoint(base_url=base_url, model=model, api_key=api_key, sampling=sampling)
@@ -143,7 +161,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _given(recipe: Path | None, overrides: list[str]) -> Recipe:
+def _given(recipe: Path | None, overrides: list[str], regrade: Path | None) -> Recipe:
+    if recipe is None and regrade is not None:
+        return recipe_of(regrade, overrides)
     if recipe is None:
         return parse_recipe({}, overrides, origin="--set")
     return load_recipe(find_recipe(recipe), overrides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 
@@ -10,6 +11,14 @@ from palestra.records import CommandRun
 
 OnCommand = Callable[[str | None], None]
 """Told of each command as it begins, and ``None`` when it has ended."""
+
+KEPT_CHARS = 4096
+"""Of the output of each command; enough to show where a repetition differs."""
+
+
+def output_digest(output: str) -> str:
+    """What tells two outputs apart, however long they are."""
+    return hashlib.blake2b(output.encode(), digest_size=16).hexdigest()
 
 
 class WatchedSandbox:
@@ -67,6 +76,8 @@ class WatchedSandbox:
                     duration_s=time.monotonic() - began_s,
                     exit_code=result.exit_code if result is not None else None,
                     timed_out=result is not None and result.timed_out,
+                    output=None if result is None else result.output[:KEPT_CHARS],
+                    output_digest=None if result is None else output_digest(result.output),
                 )
             )
 
