@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from palestra.config_base import Section
+from palestra.config_logging import LoggingSection
 from palestra.config_miles import MilesSection
 from palestra.config_training import CorrectionSection as CorrectionSection
 from palestra.config_training import TrainingSection as TrainingSection
@@ -306,6 +307,7 @@ class Recipe(Section):
     warmstart: WarmstartSection = WarmstartSection()
     checkpoints: CheckpointSection = CheckpointSection()
     evaluation: EvaluationSection = EvaluationSection()
+    logging: LoggingSection = LoggingSection()
     miles: MilesSection = MilesSection()
 
     @model_validator(mode="after")
