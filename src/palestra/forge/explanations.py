@@ -43,7 +43,8 @@ def compared(message: str) -> Compared | None:
     found = _UNITTEST.match(first)
     if found is None:
         return None
-    whole = _split(first.partition("differ: ")[2] or first)
+    # The shortest left side is wrong where a value holds the operator itself.
+    whole = _split(first.partition("differ: ")[2] or first) if found[2] == "!=" else None
     return whole or Compared(left=found[1], operator=found[2], right=found[3])
 
 

@@ -115,7 +115,7 @@ def leaks(statement: str, candidate: Candidate, originals: Mapping[str, bytes]) 
     text = _dense(statement)
     for path, mutant in sorted(candidate.mutants.items()):
         for kind, line in _changed(originals[path], mutant.apply(originals[path])):
-            if _is_telling(line) and _dense(line) in text:
+            if is_telling(line) and _dense(line) in text:
                 found.append(f"it holds the {kind} line {line.strip()!r} of {path}")
         kinds = {site.kind for site in mutant.sites if "_" in site.kind}
         found += [f"it names the kind {kind}" for kind in sorted(kinds) if kind in statement]
@@ -144,7 +144,7 @@ def _show(
     intros: Sequence[Sequence[str]],
     draw: Draw,
 ) -> _Shown:
-    packages = {_package(path) for path in sources}
+    packages = {package_of(path) for path in sources}
     example = example_of(failure, text, packages) if text is not None else None
     is_whole = example is not None and example.is_whole
     call = None if is_whole else traced_call(failure)
@@ -165,7 +165,7 @@ def _show(
     return _Shown(title=title, code=code, body="\n\n".join([*parts, *observed.paragraphs]))
 
 
-def _package(path: str) -> str:
+def package_of(path: str) -> str:
     """The top-level name that a module is imported under."""
     first, *rest = path.split("/")
     if first in _FOLDERS and rest:
@@ -190,7 +190,8 @@ def _changed(original: bytes, wrong: bytes) -> Iterator[tuple[str, str]]:
             yield "wrong", line
 
 
-def _is_telling(line: str) -> bool:
+def is_telling(line: str) -> bool:
+    """Whether a line of code says something of its own."""
     return len(_dense(line)) >= MIN_TELLING_CHARS and not _TRIVIAL.fullmatch(line.strip())
 
 

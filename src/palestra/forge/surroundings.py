@@ -145,17 +145,16 @@ def _is_fixture(function: Function) -> bool:
 
 
 def _fixtures(body: Sequence[ast.stmt]) -> dict[str, list[ast.stmt]]:
-    """Fixtures without parameters that end in the value they give."""
+    """Fixtures that end in the value they give, which those that they use come before."""
     found: dict[str, list[ast.stmt]] = {}
     for function in body:
         if not isinstance(function, Function) or not _is_fixture(function):
             continue
-        arguments = [a.arg for a in function.args.args if a.arg != "self"]
         last = function.body[-1]
         value = last.value if isinstance(last, ast.Return) else None
         if isinstance(last, ast.Expr) and isinstance(last.value, ast.Yield):
             value = last.value.value
-        if arguments or value is None or "self" in loaded(function):
+        if value is None or "self" in loaded(function):
             continue
         given = ast.Assign(targets=[ast.Name(id=function.name, ctx=ast.Store())], value=value)
         ast.copy_location(given, last)
