@@ -95,10 +95,10 @@ def combined(
         drawn = [draw.pick(by_path[path]) for path in paths]
         rest = [draft for path in paths for draft in by_path[path] if draft not in drawn]
         drawn += draw.sample(rest, num_bugs - num_files)
-        draft = _joined(drawn) if len(drawn) == num_bugs else None
-        if draft is not None and draft.key not in seen:
-            seen.add(draft.key)
-            yield draft
+        joined = _joined(drawn) if len(drawn) == num_bugs else None
+        if joined is not None and joined.key not in seen:
+            seen.add(joined.key)
+            yield joined
 
 
 def function_at(source: Source, offset: int) -> str:

@@ -91,6 +91,22 @@ async def prepare_project(
         ImageError: the base is not there or is no root file system.
     """
     system = await find_base(base, store=store, backend=backend, say=say)
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = locks / hashlib.sha256(origin.encode()).hexdigest()[:16]
+    # Sources are shared between bases, and so are checkouts between stores.
+    async with locked(lock, timeout_s=_LOCK_TIMEOUT_S):
+        return await _prepared(origin, system, store, backend, folder, say)
+
+
+async def _prepared(
+    origin: str,
+    system: Base,
+    store: ImageStore,
+    backend: SandboxBackend,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Project:
     fetched = await fetch(origin, folder)
     metadata = read_metadata(fetched.tree, system.markers)
     name = canonicalize_name(metadata.name or fetched.name)
@@ -99,14 +115,13 @@ async def prepare_project(
     place = _Place(folder=folder / "made" / f"{name}-{key[:12]}", store=store, key=key)
     place.folder.mkdir(parents=True, exist_ok=True)
     image = f"palestra/forge-{name}:{key[:12]}"
-    async with locked(place.folder / "lock", timeout_s=_LOCK_TIMEOUT_S):
-        if not (store.has(image) and place.record.exists()):
-            say(f"{origin}: making its image")
-            record = await asyncio.to_thread(
-                _make, place, image, fetched, metadata, layout, system, say
-            )
-            await _compile(backend, image, system.site, place.layer)
-            place.record.write_bytes(orjson.dumps(record))
+    if not (store.has(image) and place.record.exists()):
+        say(f"{origin}: making its image")
+        record = await asyncio.to_thread(
+            _make, place, image, fetched, metadata, layout, system, say
+        )
+        await _compile(backend, image, system.site, place.layer)
+        place.record.write_bytes(orjson.dumps(record))
     made = orjson.loads(place.record.read_bytes())
     return Project(
         name=name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 
@@ -145,7 +145,7 @@ class Maker:
                 if len(self._tasks) >= n:
                     return
 
-    async def _tried(self, drafts: _Queue) -> AsyncIterator[tuple[Draft, Tried]]:
+    async def _tried(self, drafts: _Queue) -> AsyncGenerator[tuple[Draft, Tried], None]:
         """What becomes of each draft, in their order, some of them tried ahead."""
         running: deque[asyncio.Task[Tried]] = deque()
         try:

@@ -15,8 +15,11 @@ from palestra.tasks.swegym import END_MARKER, START_MARKER, placing_lines, reset
 WORKDIR = "/testbed"
 LOG_PARSER = "parse_log_pytest"
 # The summary of every test without the output of those that passed; tracebacks that name
-# files and functions. No cache: it would remember failures of earlier runs.
-_PYTEST = "python3 -B -m pytest -rfEsxXp --tb=short -p no:cacheprovider"
+# files and functions. No cache: it would remember failures of earlier runs. A file that cannot be
+# collected, for want of some package, does not stop the others.
+_PYTEST = (
+    "python3 -B -m pytest -rfEsxXp --tb=short -p no:cacheprovider --continue-on-collection-errors"
+)
 _NO_TEST = "no::test"
 
 

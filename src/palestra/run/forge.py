@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,7 +111,6 @@ class Forge:
         self._backend = backend
         self._limits = limits
         self._watch = watch
-        self._preparing = asyncio.Lock()
 
     async def make(self) -> tuple[Forged, ...]:
         """All projects in their order; each makes up for what the ones before it lacked.
@@ -122,24 +121,23 @@ class Forge:
         plan = self._plan
         results: list[Forged] = []
         made = 0
-        following = self._prepare(plan.projects[0])
+        # The next project is brought while this one is worked on: mostly that waits for a network.
+        ahead: deque[asyncio.Task[Project]] = deque([self._prepare(plan.projects[0])])
         try:
             for index, origin in enumerate(plan.projects):
                 number = quota(plan.num_tasks, made, len(plan.projects) - index)
                 if number == 0:
                     break
-                preparing, following = following, self._prepare_ahead(index + 1)
-                forged = await self._forge(origin, preparing, number)
+                ahead.extend(map(self._prepare, plan.projects[index + 1 : index + 2]))
+                forged = await self._forge(origin, ahead[0], number)
+                ahead.popleft()
                 made += len(forged.made.tasks) if forged.made else 0
                 results.append(forged)
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for preparing in ahead:
+                preparing.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)
         return tuple(results)
-
-    def _prepare_ahead(self, index: int) -> asyncio.Task[Project]:
-        """Bring the project after this one, which mostly waits for the network."""
-        return self._prepare(self._plan.projects[min(index, len(self._plan.projects) - 1)])
 
     def _prepare(self, origin: str) -> asyncio.Task[Project]:
         return asyncio.ensure_future(
