@@ -3,7 +3,8 @@
 #
 #     tools/test_engines.sh python -m pytest
 #
-# As root on a machine with apt, installs what is missing, starts Docker and Podman's service
+# As root on a machine with apt, installs what is missing (chromium too, for the tests of the
+# dashboard), starts Docker and Podman's service
 # unless they run, makes a Debian and a busybox image, and stops at the end what it started.
 # For anybody else it changes nothing: tests that lack something skip and say what.
 # With $PALESTRA_TEST_REQUIRE set, an engine that does not start and a place for sandboxes that
@@ -49,6 +50,14 @@ no_engine() {
     say "$1 does not start:"
     tail -n 5 "$KEPT/$1.log" >&2
     [ -z "${PALESTRA_TEST_REQUIRE:-}" ] || exit 1
+}
+
+# Best effort: where a distribution has none, tests of the dashboard in a browser skip.
+install_browser() {
+    command -v chromium chromium-browser >/dev/null && return
+    say "installing chromium"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium \
+        >"$KEPT/chromium.log" 2>&1 || say "no chromium: $(tail -n 1 "$KEPT/chromium.log")"
 }
 
 start_docker() {
@@ -128,6 +137,7 @@ fi
 mkdir -p "$KEPT"
 trap stop EXIT
 install_packages
+install_browser
 start_docker
 make_debian
 make_busybox

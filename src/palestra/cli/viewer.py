@@ -55,13 +55,15 @@ def dashboard_beside(
         yield
         return
     assert process.stderr is not None
-    threading.Thread(
+    relay = threading.Thread(
         target=_relay, args=(process.stderr, page, say), name="dashboard", daemon=True
-    ).start()
+    )
+    relay.start()
     try:
         yield
     finally:
         _stop(process)
+        relay.join(STOP_TIMEOUT_S)
 
 
 def _started(
@@ -92,7 +94,7 @@ def _started(
 
 def _relay(lines: IO[bytes], page: str, say: Callable[[str], None]) -> None:
     """Pass the first line on; what follows is read, so that nobody waits for it, and dropped."""
-    with suppress(ValueError, OSError):  # closed under us at the end
+    with lines:
         first = lines.readline().decode("utf-8", "replace").strip()
         if first.startswith(READY):
             say(f"{first}{page}")
