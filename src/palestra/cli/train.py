@@ -20,6 +20,7 @@ from palestra.config import Recipe, SandboxName
 from palestra.errors import ConfigError, MissingExtra
 from palestra.recipe_files import load_recipe, recipe_keys
 from palestra.run.directory import create_run, locked, open_run
+from palestra.run.loggers.choose import require_loggers
 from palestra.run.recipes import find_recipe
 
 if TYPE_CHECKING:
@@ -77,11 +78,13 @@ def train(
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides)
+        require_loggers(resolved)
         tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, run.recipe, overrides)
     else:
         assert recipe is not None
         # Before there is a directory: a run that cannot start leaves nothing behind.
+        require_loggers(resolved)
         tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, recipe, overrides)
         run, resolved = create_run(resolved)

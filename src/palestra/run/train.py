@@ -35,6 +35,7 @@ from palestra.run.environment import environment_url
 from palestra.run.facts import gather_facts
 from palestra.run.gate import require_certificates
 from palestra.run.heldout import HeldOutEvaluator
+from palestra.run.loggers.choose import logged
 from palestra.run.policy import load_tokenizer, local_engine, model_folder, serving
 from palestra.run.warmup import Warmup
 from palestra.run.watching import Watcher
@@ -79,7 +80,8 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         PalestraError: what cannot go on, by its type.
     """
     async with AsyncExitStack() as stack:
-        events = stack.enter_context(EventLog(run.events))
+        log = stack.enter_context(EventLog(run.events))
+        events = stack.enter_context(logged(log, recipe, run, say=watcher.say))
         facts = gather_facts(sys.argv[1:], accelerators=_accelerators())
         events.emit("run.started", facts=facts)
         environment = await stack.enter_async_context(_environment(recipe, run, watcher, events))
