@@ -55,9 +55,9 @@ def look(sought: Mapping[str, Any], files: Iterable[tuple[str, bytes]]) -> list[
     return list(dict.fromkeys(findings))
 
 
-def files_here(workdir: str) -> Iterator[tuple[str, bytes]]:
-    """All files of this machine, and all objects of the repository."""
-    for folder, folders, names in os.walk("/"):
+def files_here(workdir: str, roots: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """All files below some folders of this machine, and all objects of the repository."""
+    for folder, folders, names in (step for root in roots for step in os.walk(root)):
         folders[:] = [name for name in folders if str(Path(folder, name)) not in _NOT_FILES]
         for name in names:
             path = Path(folder, name)
@@ -72,12 +72,12 @@ def files_here(workdir: str) -> Iterator[tuple[str, bytes]]:
 
 
 def main(sought: Mapping[str, Any]) -> None:
-    """Look everywhere on this machine; print what is found, and in how many files."""
+    """Look below ``roots`` on this machine; print what is found, and in how many files."""
     count = 0
 
     def counted() -> Iterator[tuple[str, bytes]]:
         nonlocal count
-        for item in files_here(sought["workdir"]):
+        for item in files_here(sought["workdir"], sought["roots"]):
             count += 1
             yield item
 

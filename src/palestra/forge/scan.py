@@ -6,7 +6,7 @@ import base64
 import inspect
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from palestra.forge import looking
@@ -34,13 +34,17 @@ def scan(row: Mapping[str, Any], files: Iterable[tuple[str, bytes]]) -> tuple[st
     return tuple(looking.look(_sought(row), files))
 
 
-def scan_command(row: Mapping[str, Any]) -> str:
+def scan_command(row: Mapping[str, Any], *, roots: Sequence[str] = ("/",)) -> str:
     """A command that scans the machine that it runs on, and its repository's objects.
 
     It needs Python 3.8 and prints one JSON object: ``findings`` as `scan` gives them, and
     ``num_files``, how many were looked at.
+
+    Args:
+        row: of the task.
+        roots: the folders below which it looks.
     """
-    sought = json.dumps(_sought(row))
+    sought = json.dumps({**_sought(row), "roots": list(roots)})
     program = f"{inspect.getsource(looking)}\nmain(json.loads({sought!r}))\n"
     packed = base64.b64encode(program.encode()).decode()
     runner = "import base64,sys;exec(compile(base64.b64decode(sys.stdin.read()),'look','exec'))"
