@@ -18,14 +18,14 @@ from palestra.tasks.difficulty import (
 )
 
 # Each reaches one point more from each of its bounds on.
-_LINES_TO_READ = (12, 30, 70)
+_LINES_TO_READ = (20, 30, 45, 80, 150)
 _LINES_TO_WRITE = (4, 10)
 _SITES = (2, 3, 4)
 _FILES = (2,)
 _POINTS_OF_A_HIDDEN_TRACE = 2
 _FAR = 2
 # Levels 2, 3, 4 and 5 begin at so many points.
-_LEVELS = (1, 3, 5, 7)
+_LEVELS = (2, 3, 5, 7)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +44,11 @@ class _Span:
 def measure(candidate: Candidate, modules: Mapping[str, bytes]) -> Difficulty:
     """Measure a candidate.
 
-    Points are given for lines to read (from 12, 30, 70: one each), for lines that must be
+    Points are given for lines to read (from 20, 30, 45, 80, 150: one each), for lines that must be
     written anew because a bug took them away (from 4, 10), for places (from 2, 3, 4), for more
     than one file, and for how far a traceback leads away from the bug (two where none shows
     its file or it ends two calls or more elsewhere, one for a single call). The levels 2 to 5
-    begin at 1, 3, 5 and 7 points.
+    begin at 2, 3, 5 and 7 points.
 
     Args:
         candidate: the bugs and what they did.

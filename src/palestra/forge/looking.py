@@ -27,12 +27,12 @@ def look(sought: Mapping[str, Any], files: Iterable[tuple[str, bytes]]) -> list[
     """
     workdir = sought["workdir"].rstrip("/") + "/"
     lines = {path: [line.encode() for line in of] for path, of in sought["lines"].items()}
-    common = set()
-    found = []
+    common: set[tuple[str, bytes]] = set()
+    found: list[tuple[str, bytes | None, str]] = []
     for given, data in files:
         path = given if given.startswith("/") else workdir + given
         own = path[len(workdir) :] if path.startswith(workdir) else None
-        if own in lines:
+        if own is not None and own in lines:
             common |= {(own, line) for line in _held(lines[own], data)}
             continue
         found += [(m, line, path) for m, wanted in lines.items() for line in _held(wanted, data)]
