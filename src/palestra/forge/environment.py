@@ -17,7 +17,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ from palestra.environment.sandboxes.repository import COMMIT_TIME_S
 from palestra.errors import HostError, TaskError
 from palestra.forge.base import Base, find_base
 from palestra.forge.fetching import Fetched, fetch
+from palestra.forge.imports import imported_by
 from palestra.forge.layout import Layout, read_layout
 from palestra.forge.metadata import Metadata, read_metadata
 from palestra.forge.records import Project
 
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Raised whenever an equal project would give another image."""
 WORKDIR = "testbed"
 _PYTEST = Requirement("pytest>=7,<9")
@@ -181,6 +182,10 @@ def _make(
         site = part / base.site.lstrip("/")
         site.mkdir(parents=True)
         name = canonicalize_name(metadata.name or fetched.name)
+        imported = imported_by(fetched.tree, layout.tests)
+        metadata = replace(
+            metadata, test_requirements=_joined(metadata.test_requirements, imported, name)
+        )
         installed = _install(metadata, base, site, own_name=name, say=say)
         _put_on_path(site, metadata, fetched, layout)
         shutil.copytree(place.checkout, part / WORKDIR, symlinks=True)
@@ -288,6 +293,14 @@ def _install(
     for cache in site.rglob("__pycache__"):
         shutil.rmtree(cache)
     return sorted(_installed(site, own_name))
+
+
+def _joined(
+    said: Sequence[Requirement], imported: Sequence[Requirement], own_name: str
+) -> tuple[Requirement, ...]:
+    """What the tests ask for, and what they import without asking."""
+    names = {own_name, *(canonicalize_name(one.name) for one in said)}
+    return (*said, *(one for one in imported if canonicalize_name(one.name) not in names))
 
 
 def _choices(metadata: Metadata) -> Iterator[tuple[str, list[Requirement]]]:
