@@ -220,6 +220,8 @@ async def test_generation_and_training_overlap(tmp_path: Path) -> None:
     ahead = threading.Event()
 
     class Observer:
+        def on_episode_begin(self, rollout_id: str) -> None: ...
+
         def on_episode(self, rollout: Rollout) -> None:
             if rollout.rollout_id == "run-3-1":  # of the second step
                 ahead.set()

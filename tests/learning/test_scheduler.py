@@ -348,6 +348,8 @@ async def test_every_episode_is_reported_as_it_ends() -> None:
     seen: list[Rollout] = []
 
     class Observer:
+        def on_episode_begin(self, rollout_id: str) -> None: ...
+
         def on_episode(self, rollout: Rollout) -> None:
             seen.append(rollout)
 

@@ -12,19 +12,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from palestra.cli.terminal import PLAIN_INTERVAL_S
+from palestra.cli.time_left import TimeLeft
 from palestra.config import EvaluationMode
 from palestra.learning.evaluations import EvaluationPlan
 from palestra.learning.metrics import Interval
 from palestra.learning.protocols import StepReport
 from palestra.records import Outcome, Rollout
-from palestra.report.words import solved_of
+from palestra.report.words import percent, plural, solved_of
 
 WARMUP_LINES = 5
+STEP_INTERVAL_S = 60.0
 
 
 @dataclass(slots=True)
 class _Count:
-    """Episodes of the evaluation that is running."""
+    """Episodes of the step or the evaluation that is running."""
 
     total: int = 0
     done: int = 0
@@ -38,12 +40,22 @@ class TrainingView:
     Args:
         num_steps: of the run.
         num_warmup_steps: of its warm start.
+        console: to show it on; ``None``: stderr.
+        interval_s: how often a long step says how far it is, without a terminal.
     """
 
-    def __init__(self, num_steps: int, num_warmup_steps: int) -> None:
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+    def __init__(
+        self,
+        num_steps: int,
+        num_warmup_steps: int,
+        *,
+        console: Console | None = None,
+        interval_s: float = STEP_INTERVAL_S,
+    ) -> None:
+        self._console = console or Console(stderr=True, soft_wrap=True, highlight=False)
         self._num_steps = num_steps
         self._num_warmup_steps = num_warmup_steps
+        self._interval_s = interval_s
         self._started = time.monotonic()
         self._bar: Progress | None = None
         if self._console.is_terminal:
@@ -59,8 +71,11 @@ class TrainingView:
             self._steps = self._bar.add_task("steps", total=num_steps, note="")
             self._held_out = self._bar.add_task("held-out", total=None, note="", visible=False)
         self._evaluation = _Count()
-        self._num_episodes = 0
-        self._num_solved = 0
+        self._episodes = _Count(said_at_s=time.monotonic())
+        self._num_in_flight = 0
+        self._step = 0
+        self._last_rate: float | None = None
+        self._time_left = TimeLeft(num_steps)
 
     def say(self, text: str) -> None:
         """Print a line with the time since the start."""
@@ -74,28 +89,57 @@ class TrainingView:
                 f"warm start {step}/{self._num_warmup_steps}  loss {metrics['warmstart/loss']:.3f}"
             )
 
+    def on_episode_begin(self, rollout_id: str) -> None:
+        """Count an episode in flight."""
+        self._num_in_flight += 1
+        self._show_step()
+
     def on_episode(self, rollout: Rollout) -> None:
-        """Count an episode of the step that is being collected."""
-        self._num_episodes += 1
-        self._num_solved += rollout.episode.outcome is Outcome.SOLVED
-        if self._bar is not None:
-            note = f"{self._num_episodes} episodes, {self._num_solved} solved"
-            self._bar.update(self._steps, note=note)
+        """Count an episode that ended since the last step."""
+        count = self._episodes
+        self._num_in_flight -= 1
+        count.done += 1
+        count.solved += rollout.episode.outcome is Outcome.SOLVED
+        self._show_step()
+        if self._bar is None and time.monotonic() - count.said_at_s > self._interval_s:
+            count.said_at_s = time.monotonic()
+            self.say(f"step {self._step + 1}: {self._note()}")
 
     def on_step(self, report: StepReport) -> None:
-        """Show what a step did."""
+        """Show what a step did, and how long the others will take."""
+        metrics = report.metrics
+        self._step = report.step
+        self._last_rate = metrics.get("solve_rate")
+        self._time_left.add(report.step, metrics.get("time/step_s"))
         parts = [f"step {report.step}/{self._num_steps}", f"weights v{report.version}"]
-        if self._num_episodes:
-            parts.append(f"solved {self._num_solved}/{self._num_episodes}")
+        if num_episodes := round(metrics.get("rollout/episodes", 0)):
+            num_solved = round(metrics.get(f"outcome/{Outcome.SOLVED}", 0) * num_episodes)
+            parts.append(f"solved {num_solved}/{num_episodes}")
         for name, label in SHOWN.items():
-            if name in report.metrics:
-                parts.append(f"{label} {report.metrics[name]:.3g}")
+            if name in metrics:
+                parts.append(f"{label} {metrics[name]:.3g}")
         if not report.trained:
             parts.append("no group had a signal: nothing trained")
+        if left := self._time_left.words():
+            parts.append(left)
         self.say("  ".join(parts))
-        self._num_episodes = self._num_solved = 0
+        self._episodes = _Count(said_at_s=time.monotonic())
         if self._bar is not None:
-            self._bar.update(self._steps, completed=report.step, note="")
+            self._bar.update(self._steps, completed=report.step)
+        self._show_step()
+
+    def _show_step(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._steps, note=self._note())
+
+    def _note(self) -> str:
+        """What goes on in this step, as ``16 in flight, 45 episodes ended, 18 solved``."""
+        count = self._episodes
+        ended = plural(count.done, "episode")
+        parts = [f"{self._num_in_flight} in flight, {ended} ended, {count.solved} solved"]
+        if self._last_rate is not None:
+            parts.append(f"{percent(self._last_rate)} in the last step")
+        return "; ".join([*parts, *filter(None, [self._time_left.words()])])
 
     def on_evaluation_begin(self, plan: EvaluationPlan, num_episodes: int) -> None:
         """Say what is evaluated, and count its episodes from here on."""

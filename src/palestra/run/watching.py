@@ -21,6 +21,10 @@ class Watcher(Protocol):
         """A step of the warm start is complete."""
         ...
 
+    def on_episode_begin(self, rollout_id: str) -> None:
+        """An episode of training got its place."""
+        ...
+
     def on_episode(self, rollout: Rollout) -> None:
         """An episode of training has ended."""
         ...

@@ -84,7 +84,11 @@ class Collector(Protocol):
 
 
 class RolloutObserver(Protocol):
-    """Is told of each rollout when its episode has ended."""
+    """Is told of each rollout as its episode begins and when it has ended."""
+
+    def on_episode_begin(self, rollout_id: str) -> None:
+        """Take note; must return at once."""
+        ...
 
     def on_episode(self, rollout: Rollout) -> None:
         """Take note; must return at once."""

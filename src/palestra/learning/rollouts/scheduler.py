@@ -260,6 +260,8 @@ class RolloutScheduler:
         rollout_id = f"{group_id}-{number}"
         async with self._slots:
             began_s = time.time()
+            if self._observer is not None:
+                self._observer.on_episode_begin(rollout_id)
             rollout = await self._collector.collect(task, rollout_id)
         episode = rollout.episode
         self._events.emit(
