@@ -110,14 +110,14 @@ class StoredEpisode:
         fields: those around the episode and its trace.
         episode: what the environment knew.
         trace: what was sampled.
-        ratios: by path, the trainer's likelihood of each id over the engine's; ``None``
-            where the run did not keep them.
+        ratios: of each id that was trained on, path after path: the trainer's likelihood over
+            the engine's; ``None`` where none was.
     """
 
     fields: Mapping[str, Any]
     episode: EpisodeResult
     trace: Trace
-    ratios: tuple[tuple[float, ...], ...] | None
+    ratios: tuple[float, ...] | None
 
 
 def parse_record(line: bytes) -> StoredEpisode:
@@ -185,8 +185,8 @@ def _object(line: bytes) -> dict[str, Any]:
     return found
 
 
-def _ratios(found: Any) -> tuple[tuple[float, ...], ...] | None:
-    return None if found is None else tuple(tuple(map(float, path)) for path in found)
+def _ratios(found: Any) -> tuple[float, ...] | None:
+    return None if found is None else tuple(map(float, found))
 
 
 # --- turns --------------------------------------------------------------------

@@ -61,7 +61,8 @@ def token_page(
     part = slice(offset, offset + max(1, min(limit, PAGE_IDS)))
     ids, versions = chosen.ids[part], chosen.versions[part]
     sampled = [version >= 0 for version in versions]
-    kept = stored.ratios[path] if stored.ratios and path < len(stored.ratios) else None
+    before = sum(sum(earlier.trainable) for earlier in paths[:path])
+    kept = None if stored.ratios is None else stored.ratios[before:]
     return TokenPage(
         path=path,
         num_paths=len(paths),

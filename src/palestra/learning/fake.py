@@ -35,6 +35,11 @@ class FakeLearner:
         self._version += 1
         return {"train/rollouts": float(len(ids))}
 
+    @property
+    def ratios(self) -> Mapping[str, Sequence[float]]:
+        """None: it computes nothing."""
+        return {}
+
     def save_weights(self, folder: Path) -> None:
         """Write a folder with the version in it."""
         folder.mkdir(parents=True, exist_ok=True)

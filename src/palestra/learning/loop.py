@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,17 +184,19 @@ class TrainingLoop(Generic[LearnerT]):
         step = self._progress.step + 1
         started = time.monotonic()
         metrics = batch_metrics(batch)
+        ratios: Mapping[str, Sequence[float]] = {}
         # From here on the learner may have moved on while the progress has not.
         self._is_whole = False
         if batch.groups:
             metrics |= await self._in_thread(thread, self._learner.train_step, batch.groups)
             trained = time.monotonic()
+            ratios = self._learner.ratios
             weights = await self._in_thread(thread, self._weights.save, self._learner)
             await self._publisher.publish(weights, self._learner.version)
             await self._in_thread(thread, self._weights.prune, self._learner.version)
             metrics["time/train_s"] = trained - started
             metrics["time/publish_s"] = time.monotonic() - trained
-        await self._in_thread(thread, self._rollouts.write, step, batch.judged)
+        await self._in_thread(thread, self._rollouts.write, step, batch.judged, ratios)
         metrics["time/step_s"] = batch.wait_s + time.monotonic() - started
         await self._in_thread(thread, self._table.append, step, metrics)
         self._report(step, batch, metrics)

@@ -24,6 +24,14 @@ class Learner(Protocol):
         """Train on groups once and return metrics."""
         ...
 
+    @property
+    def ratios(self) -> Mapping[str, Sequence[float]]:
+        """Of the last step, by rollout: the importance ratio of each id that was trained on.
+
+        In the order of the rollout's paths; rollouts that gave no row are not in there.
+        """
+        ...
+
     def save_weights(self, folder: Path) -> None:
         """Write the weights as a folder that appears whole, replacing what was there."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class StoredRollout:
         trained: whether it was handed to the trainer.
         drop_reason: why its group was dropped, if it was.
         rollout: itself, with ids, logprobs, versions and verdict.
+        ratios: the importance ratio of each id that was trained on, path after path, the
+            trainer's likelihood over the engine's; ``None`` where none was.
     """
 
     step: int
@@ -38,6 +40,7 @@ class StoredRollout:
     trained: bool
     drop_reason: DropReason | None
     rollout: Rollout
+    ratios: tuple[float, ...] | None = None
 
 
 class RolloutStore:
@@ -59,14 +62,24 @@ class RolloutStore:
         names = (p.name.removesuffix(SUFFIX) for p in self._folder.glob(f"*{SUFFIX}"))
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def write(self, step: int, judged: Iterable[JudgedGroup]) -> Path:
+    def write(
+        self,
+        step: int,
+        judged: Iterable[JudgedGroup],
+        ratios: Mapping[str, Sequence[float]] | None = None,
+    ) -> Path:
         """Write all rollouts of a step, replacing nothing until they are on the disk.
+
+        Args:
+            step: that used them up.
+            judged: its groups.
+            ratios: by rollout, the importance ratio of each id that was trained on.
 
         Raises:
             HostError: the disk is full, there is no permission, or the like.
         """
         return write_json_lines(
-            self.path(step), _lines(step, judged), doing="cannot write the rollouts"
+            self.path(step), _lines(step, judged, ratios or {}), doing="cannot write the rollouts"
         )
 
     def read(self, step: int) -> Iterator[StoredRollout]:
@@ -95,7 +108,9 @@ class RolloutStore:
             raise HostError.from_os(error, doing="cannot set rollouts aside") from error
 
 
-def _lines(step: int, judged: Iterable[JudgedGroup]) -> Iterator[dict[str, Any]]:
+def _lines(
+    step: int, judged: Iterable[JudgedGroup], ratios: Mapping[str, Sequence[float]]
+) -> Iterator[dict[str, Any]]:
     for group in judged:
         trained = {r.rollout_id for r in group.kept.rollouts} if group.kept else set()
         for rollout in group.whole.rollouts:
@@ -109,7 +124,13 @@ def _lines(step: int, judged: Iterable[JudgedGroup]) -> Iterator[dict[str, Any]]
                 "reward": rollout.reward,
                 "episode": episode_to_wire(rollout.episode),
                 "trace": trace_to_wire(rollout.trace),
+                "ratios": _rounded(ratios.get(rollout.rollout_id)),
             }
+
+
+def _rounded(ratios: Sequence[float] | None) -> list[float] | None:
+    # To be looked at, not to be computed with.
+    return None if ratios is None else [round(ratio, 5) for ratio in ratios]
 
 
 def _stored(line: dict[str, Any]) -> StoredRollout:
@@ -124,4 +145,5 @@ def _stored(line: dict[str, Any]) -> StoredRollout:
             episode=episode_from_wire(line["episode"]),
             trace=trace_from_wire(line["trace"]),
         ),
+        ratios=tuple(line["ratios"]) if line.get("ratios") is not None else None,
     )

@@ -58,3 +58,24 @@ def token_metrics(tokens: TokenReport, section: CorrectionSection) -> dict[str, 
         row_N=tokens.row_N,
         section=section,
     )
+
+
+def ratios_by_rollout(
+    tokens: TokenReport, rollout_ids: Sequence[str]
+) -> dict[str, tuple[float, ...]]:
+    """The importance ratio of each trained id, trainer's likelihood over the engine's.
+
+    Args:
+        tokens: of a whole step.
+        rollout_ids: of the rows that ``row_N`` counts.
+
+    Returns:
+        By rollout, in the order of its paths and of the ids in them.
+    """
+    found: dict[str, list[float]] = {}
+    order_N = torch.argsort(tokens.row_N, stable=True)
+    ratio_N = (tokens.old_logprobs_N - tokens.rollout_logprobs_N).clamp(-20.0, 20.0).exp()
+    rows = tokens.row_N[order_N].tolist()
+    for row, ratio in zip(rows, ratio_N[order_N].tolist(), strict=True):
+        found.setdefault(rollout_ids[row], []).append(ratio)
+    return {rollout_id: tuple(ratios) for rollout_id, ratios in found.items()}

@@ -27,7 +27,7 @@ from palestra.learning.training.losses import LossScale, loss_scale
 from palestra.learning.training.model import Policy
 from palestra.learning.training.movement import WeightSample
 from palestra.learning.training.optimizer import PolicyOptimizer
-from palestra.learning.training.report import TokenReport, join, token_metrics
+from palestra.learning.training.report import TokenReport, join, ratios_by_rollout, token_metrics
 from palestra.learning.training.schedule import lr_at
 from palestra.learning.training.token_loss import BeforeStep, scaled_sum, token_loss
 from palestra.records import Group
@@ -93,6 +93,7 @@ class Trainer:
         self._generator = torch.Generator().manual_seed(seed)
         self._step = 0
         self._num_skipped = 0
+        self._ratios: Mapping[str, Sequence[float]] = {}
 
     @property
     def version(self) -> int:
@@ -108,6 +109,11 @@ class Trainer:
     def model_path(self) -> Path:
         """The folder that the policy started from."""
         return self._model_path
+
+    @property
+    def ratios(self) -> Mapping[str, Sequence[float]]:
+        """Of the last step, by rollout: each trained id's importance ratio, before any bound."""
+        return self._ratios
 
     # --- steps ----------------------------------------------------------------
 
@@ -141,6 +147,7 @@ class Trainer:
             or any(row.advantage != 0 for row in rows)
         )
         lr = self._lr()
+        self._ratios = {}
         metrics = self._optimize(rows, lr) if has_signal else {}
         self._step += 1
         rewards = [r.reward for g in groups for r in g.rollouts if r.reward is not None]
@@ -169,7 +176,9 @@ class Trainer:
             losses.append(loss)
             norms.append(norm)
             self._num_skipped += not math.isfinite(norm)
-        metrics = token_metrics(join(reports), self._section.correction)
+        tokens = join(reports)
+        self._ratios = ratios_by_rollout(tokens, [row.rollout_id for row in rows])
+        metrics = token_metrics(tokens, self._section.correction)
         metrics["grad_norm"] = math.fsum(norms) / len(norms)
         metrics["loss"] = sum(losses) / len(losses)
         metrics["weight_change"] = start.relative_change()
