@@ -175,6 +175,9 @@ class Maker:
             except Unfit as unfit:
                 tried = Tried(key=draft.key, reason=str(unfit))
                 break
+            except TaskError as error:  # a file that git would convert, a patch that is no text
+                tried = Tried(key=draft.key, reason=error.message)
+                break
         self._journal.note(tried)
         return tried
 
