@@ -316,7 +316,7 @@ def _pip(wanted: Sequence[Requirement], base: Base, site: Path) -> str:
     """Install; what went wrong, in a line, or nothing."""
     minor = base.python.replace(".", "")
     command = [
-        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"),
+        *(sys.executable, "-P", "-m", "pip", "install", "--quiet", "--no-input", "--no-compile"),
         *("--target", str(site), "--only-binary", ":all:", "--implementation", "cp"),
         *("--python-version", base.markers["python_full_version"], "--abi", f"cp{minor}"),
         *("--abi", "abi3", "--abi", "none", "--upgrade"),

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ MAX_SOURCE_FILES = 20_000
 _TIMEOUT_S = 120.0
 _GIT_TIMEOUT_S = 120
 _GIT = ("git", "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null")
+# Above all that the tree's own attributes say: every file comes, byte for byte, unfiltered.
+_ATTRIBUTES = "* -export-ignore -export-subst -filter -ident -text -working-tree-encoding\n"
+# -P: the working folder may be the project's, with a pip.py of its own.
+_PYTHON = (sys.executable, "-P")
 _DEFAULT_INDEX = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
 
 
@@ -107,11 +113,11 @@ async def _find(wanted: Requirement) -> _File:
 
 def _indexes() -> tuple[str, ...]:
     """The indexes that pip is configured for."""
-    said = _output([sys.executable, "-m", "pip", "config", "list"])
+    said = _output([*_PYTHON, "-m", "pip", "config", "list"])
     urls = re.findall(r"^\S*?(?:extra-)?index-url='?([^'\n]*)'?$", said, re.MULTILINE)
     is_set = re.search(r"^\S*?(?<!extra-)index-url=", said, re.MULTILINE)
     if not is_set:
-        urls.insert(0, _output([sys.executable, "-c", _DEFAULT_INDEX]).strip())
+        urls.insert(0, _output([*_PYTHON, "-c", _DEFAULT_INDEX]).strip())
     listed = [url for group in urls for url in group.split()]
     return tuple(dict.fromkeys(url for url in listed if url.startswith("http")))
 
@@ -269,18 +275,38 @@ def _from_git(origin: str, folder: Path) -> Fetched:
     if not tree.exists():
         packed = folder / "downloads" / f"{name}-{commit[:12]}.tar"
         packed.parent.mkdir(parents=True, exist_ok=True)
-        out = str(packed.absolute())
-        _output([*_GIT, "-C", str(top), "archive", "--format=tar", "-o", out, commit])
+        _archive(git, commit, packed.absolute())
         _unpack(packed, tree)
         packed.unlink()
     origin = f"git:{name}@{commit}"
     return Fetched(name=name, version=commit[:10], origin=origin, tree=tree)
 
 
+def _archive(git: Sequence[str], commit: str, out: Path) -> None:
+    """Pack a commit's files, by a repository of ours that only borrows the objects.
+
+    The project's own configuration could name filters and remotes, which are commands.
+    """
+    said = _output([*git, "rev-parse", "--path-format=absolute", "--git-path", "objects"])
+    form = _output([*git, "rev-parse", "--show-object-format"]).strip()
+    with tempfile.TemporaryDirectory(prefix="palestra-git-") as ours:
+        init = ("init", "-q", "--bare", "--template=", f"--object-format={form}", ours)
+        _output([*_GIT, *init])
+        info = Path(ours) / "info"
+        info.mkdir()
+        (info / "attributes").write_text(_ATTRIBUTES)
+        borrowed = Path(ours) / "objects" / "info" / "alternates"
+        borrowed.parent.mkdir(exist_ok=True)
+        borrowed.write_text(said)
+        _output([*_GIT, "-C", ours, "archive", "--format=tar", "-o", str(out), commit])
+
+
 def _output(command: Sequence[str]) -> str:
+    # Variables such as GIT_DIR, which hooks have, would name another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
+            command, env=env, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HostError(f"{command[0]} cannot be run: {error}") from error

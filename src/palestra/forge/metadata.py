@@ -12,8 +12,10 @@ from email.parser import Parser
 from pathlib import Path
 from typing import Any
 
+from packaging.markers import UndefinedComparison, UndefinedEnvironmentName
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 _TEST_GROUP = re.compile(r"tests?|testing|pytest|unit[-_]?tests?|check", re.IGNORECASE)
 _DEV_GROUP = re.compile(r"dev|develop|development", re.IGNORECASE)
@@ -28,6 +30,8 @@ _TOOLS = re.compile(
     re.IGNORECASE,
 )
 _SECTION = re.compile(r"\[([^\]:]*)(?::([^\]]*))?\]")
+# Names become parts of paths on this machine.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 _LICENCE_CLASS = "License :: OSI Approved :: "
 
 
@@ -63,7 +67,7 @@ def read_metadata(tree: Path, environment: Mapping[str, str]) -> Metadata:
     """
     info = _package_info(tree)
     project = _toml(tree / "pyproject.toml")
-    table = project.get("project", {})
+    table = dict(_tables(project.get("project")))
     egg = next(iter(sorted([*tree.glob("*.egg-info"), *tree.glob("*/*.egg-info")])), None)
     groups = _Groups(environment)
     groups.add_all("", info.get_all("Requires-Dist", []))
@@ -75,19 +79,19 @@ def read_metadata(tree: Path, environment: Mapping[str, str]) -> Metadata:
             groups.add_egg(_text(egg / "requires.txt"))
     for name, lines in _tables(project.get("dependency-groups")):
         groups.add_all(name, _strings(lines))
-    groups.add_poetry(project.get("tool", {}).get("poetry", {}))
+    groups.add_poetry(dict(_tables(dict(_tables(project.get("tool"))).get("poetry"))))
     groups.add_setup_cfg(tree / "setup.cfg")
     for path in sorted([*tree.glob("*.txt"), *tree.glob("requirements/*.txt")]):
         if _TEST_FILE.fullmatch(str(path.relative_to(tree))):
             groups.add_all("test", _text(path).splitlines())
     return Metadata(
-        name=info["Name"] or table.get("name"),
-        version=info["Version"] or table.get("version"),
+        name=_name(info["Name"] or table.get("name")),
+        version=_version(info["Version"] or table.get("version")),
         licence=_licence(info, table),
         requirements=groups.own,
         test_requirements=groups.of_tests,
         entry_points=_entry_points(egg, table),
-        top_level=tuple(_text(egg / "top_level.txt").split()) if egg else (),
+        top_level=_modules(_text(egg / "top_level.txt")) if egg else (),
     )
 
 
@@ -110,12 +114,18 @@ class _Groups:
         if wanted.url is not None:
             return
         for extra in (group, *self._extras(wanted)):
-            if wanted.marker is None or wanted.marker.evaluate(
-                {**self._environment, "extra": extra}
-            ):
+            if self._applies(wanted, extra):
                 wanted.marker = None
                 self._found.setdefault(extra, {})[str(wanted)] = wanted
                 return
+
+    def _applies(self, wanted: Requirement, extra: str) -> bool:
+        if wanted.marker is None:
+            return True
+        try:
+            return wanted.marker.evaluate({**self._environment, "extra": extra})
+        except (UndefinedComparison, UndefinedEnvironmentName, InvalidVersion):
+            return False  # makes no sense anywhere
 
     @staticmethod
     def _extras(wanted: Requirement) -> list[str]:
@@ -169,6 +179,24 @@ def _package_info(tree: Path) -> Message:
     return Parser().parsestr(text, headersonly=True)
 
 
+def _name(said: object) -> str | None:
+    text = str(said).strip()
+    return text if said and _NAME.fullmatch(text) else None
+
+
+def _version(said: object) -> str | None:
+    text = str(said).strip()
+    try:
+        Version(text)
+    except InvalidVersion:
+        return None
+    return text
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split() if name.isidentifier())
+
+
 def _licence(info: Message, table: Mapping[str, Any]) -> str | None:
     if info["License-Expression"]:
         return str(info["License-Expression"])
@@ -202,7 +230,7 @@ def _entry_points(egg: Path | None, table: Mapping[str, Any]) -> str:
 def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return {}
 
 
