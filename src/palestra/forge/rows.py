@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from palestra.forge.difficulty import measure
 from palestra.forge.hidden_tests import without_tests
 from palestra.forge.records import Candidate, Difficulty, Project
 from palestra.forge.repository import commit_after, diff_between, diff_of
+from palestra.forge.scan import DUPLICATE, scan
 from palestra.forge.stable import Stable, file_of
 from palestra.forge.statement import leaks, write_statement
 from palestra.forge.suite import LOG_PARSER, WORKDIR, suite_script
@@ -93,7 +94,7 @@ def build_row(
     holding = set(candidate.holding)
     difficulty = measure(candidate, changes.bugs)
     name = hashlib.sha256(f"{project.origin} {_key(candidate)}".encode()).hexdigest()[:10]
-    return {
+    row = {
         "instance_id": f"{project.name}__forge-{name}",
         "repo": f"forge/{project.name}",
         "base_commit": base_commit,
@@ -115,6 +116,23 @@ def build_row(
         "difficulty": difficulty.level,
         "forge": _provenance(project, candidate, difficulty, seed),
     }
+    left = [
+        found for found in scan(row, _visible(project, changes)) if not found.startswith(DUPLICATE)
+    ]
+    if left:
+        raise Unfit(f"the answer lies around: {left[0]}")
+    return row
+
+
+def _visible(project: Project, changes: Changes) -> Iterator[tuple[str, bytes]]:
+    """What the agent's repository holds."""
+    for path in sorted(project.checkout.rglob("*")):
+        name = path.relative_to(project.checkout).as_posix()
+        if name.startswith(".git/") or path.is_symlink() or not path.is_file():
+            continue
+        data = changes.all[name] if name in changes.all else path.read_bytes()
+        if data is not None:
+            yield name, data
 
 
 def _statement(
