@@ -11,6 +11,7 @@ import pytest
 
 from palestra.forge import fetching
 from palestra.forge.fetching import fetch
+from palestra.forge.layout import read_layout
 from palestra.forge.metadata import read_metadata
 
 MARKERS = {"python_version": "3.11", "python_full_version": "3.11.2", "sys_platform": "linux"}
@@ -65,11 +66,13 @@ def test_modules_outside_of_the_source_are_not_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["project = 3\n", "tool = [1]\n", "[tool]\npoetry = 1\n", f"a = {'[' * 5000}\n"]
+    "text",
+    ["project = 3\n", "tool = [1]\n", "[tool]\npoetry = 1\npytest = 1\n", f"a = {'[' * 5000}\n"],
 )
 def test_configuration_of_odd_shape_is_no_crash(text: str, tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(text)
     assert read_metadata(tmp_path, MARKERS).name is None
+    assert read_layout(tmp_path, "a", ()).tests == ()
 
 
 def test_a_marker_without_sense_leaves_its_line_out(tmp_path: Path) -> None:

@@ -139,9 +139,12 @@ def _pytest_settings(tree: Path) -> tuple[list[str], tuple[str, ...]]:
             options = {**dict(parser.items(section)), **options}
     try:
         project = tomllib.loads((tree / "pyproject.toml").read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
         project = {}
-    options = {**project.get("tool", {}).get("pytest", {}).get("ini_options", {}), **options}
+    table: object = project
+    for key in ("tool", "pytest", "ini_options"):
+        table = table.get(key) if isinstance(table, dict) else None
+    options = {**(table if isinstance(table, dict) else {}), **options}
     paths = [p for p in _words(options.get("testpaths")) if not PurePosixPath(p).is_absolute()]
     return [p for p in paths if ".." not in p], (*_TEST_FILES, *_words(options.get("python_files")))
 
