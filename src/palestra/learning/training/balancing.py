@@ -6,6 +6,8 @@ import heapq
 import math
 from collections.abc import Sequence
 
+_GROWTH = 20  # where parts do not fit, there are a twentieth more
+
 
 def partition(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
     """Cut indices into parts of nearly equal sums, by the largest differencing method.
@@ -48,7 +50,7 @@ def partition(sizes: Sequence[int], num_parts: int) -> list[list[int]]:
 def deal(sizes: Sequence[int], *, max_size: int, num_ranks: int = 1) -> list[list[list[int]]]:
     """Deal indices out to the microbatches of ranks, each about equal in size.
 
-    Ranks have equally many microbatches, as few as hold at most ``max_size`` each; of each
+    Ranks have equally many microbatches, about as few as hold at most ``max_size`` each; of each
     number, those of all ranks are about the same size, since ranks wait for each other. A single
     size above ``max_size`` has a microbatch of its own. Where ranks outnumber what is left to
     deal, one microbatch of some of them is empty.
@@ -57,10 +59,10 @@ def deal(sizes: Sequence[int], *, max_size: int, num_ranks: int = 1) -> list[lis
         By rank, by microbatch: indices into ``sizes``, each exactly once.
     """
     most = max(1, math.ceil(len(sizes) / num_ranks))
-    num_steps = min(most, max(1, math.ceil(sum(sizes) / (max_size * num_ranks))))
+    num_steps = min(most, max(1, math.ceil(_num_bins(sizes, max_size) / num_ranks)))
     parts = partition(sizes, num_steps * num_ranks)
     while num_steps < most and not _fit(parts, sizes, max_size):
-        num_steps += 1
+        num_steps = min(most, num_steps + 1 + num_steps // _GROWTH)
         parts = partition(sizes, num_steps * num_ranks)
     ranks: list[list[list[int]]] = [[] for _ in range(num_ranks)]
     for step in range(num_steps):
@@ -69,6 +71,19 @@ def deal(sizes: Sequence[int], *, max_size: int, num_ranks: int = 1) -> list[lis
         for rank, part in zip(ranks, neighbours[:: -1 if step % 2 else 1], strict=True):
             rank.append(part)
     return ranks
+
+
+def _num_bins(sizes: Sequence[int], max_size: int) -> int:
+    """How many parts of at most ``max_size`` first-fit decreasing makes; nearly the fewest."""
+    free: list[int] = []
+    for size in sorted(sizes, reverse=True):
+        for place, room in enumerate(free):
+            if size <= room:
+                free[place] -= size
+                break
+        else:
+            free.append(max_size - size)
+    return len(free)
 
 
 def _fit(parts: list[list[int]], sizes: Sequence[int], max_size: int) -> bool:

@@ -180,19 +180,29 @@ def _check_packed(model: Any) -> None:
     first = Segment(start=0, length=2)
     own = Segment(start=2, length=2, prefix=first)
     stream = Segments.of((first, own, Segment(start=4, length=3)), device=model.device)
-    ids_S = torch.tensor([0, 1, 1, 0, 1, 0, 0], device=model.device)
+    contents = ([0, 1, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 1, 1], [1, 0, 0, 1, 1, 0, 0])
+    ids_S, other_end_S, other_start_S = torch.tensor(contents, device=model.device)
     try:
         with torch.no_grad():
-            packed_SH = _stream_states(model, ids_S[None], stream).float()
+            packed_SH, end_SH, start_SH = (
+                _stream_states(model, each_S[None], stream).float()
+                for each_S in (ids_S, other_end_S, other_start_S)
+            )
             alone = [_states(model, ids_S[:0], part[None]) for part in (ids_S[:4], ids_S[4:])]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{type(model).__name__} does not take packed rows: {_line(error)}",
             hint='training.layout = "padded"',
         ) from error
-    if not torch.allclose(packed_SH, torch.cat(alone).float(), rtol=2e-2, atol=2e-2):
+    apart = torch.allclose(packed_SH[:4], end_SH[:4], rtol=1e-3, atol=1e-3) and torch.allclose(
+        packed_SH[4:], start_SH[4:], rtol=1e-3, atol=1e-3
+    )
+    # Another kernel at 16 bits may well differ by some percent, in all layers together.
+    error_SH = packed_SH - torch.cat(alone).float()
+    if not apart or error_SH.norm() > 0.1 * packed_SH.norm():
         raise ConfigError(
-            f"the packed rows of {type(model).__name__} would see each other",
+            f"the packed rows of {type(model).__name__} would see each other, or not all of "
+            "themselves",
             hint='training.layout = "padded"',
         )
 
