@@ -191,6 +191,10 @@ class SlowLearner(Generic[LearnerT]):
         time.sleep(self._delay_s)
         return dict(self.learner.train_step(groups))
 
+    @property
+    def ratios(self) -> Mapping[str, Sequence[float]]:
+        return self.learner.ratios
+
     def save_weights(self, folder: Path) -> None:
         self.learner.save_weights(folder)
 
