@@ -107,7 +107,7 @@ def make_run(runs: Path, shape: Shape) -> RunDirectory:
         for step in range(1, shape.steps + 1):
             judged = judged_of(shape, step)
             if shape.stored is None or step <= shape.stored:
-                store.write(step, judged)
+                store.write(step, judged, _ratios(judged))
             for event in step_events(step, judged):
                 log.write(line(event))
     return run
@@ -320,6 +320,18 @@ def _episode(
             for n, c in enumerate(said)
         ),
     )
+
+
+def _ratios(judged: Sequence[JudgedGroup]) -> dict[str, list[float]]:
+    """Of every id of the groups that were trained on, near to 1."""
+    kept = [rollout for group in judged if group.kept for rollout in group.kept.rollouts]
+    return {
+        one.rollout_id: [
+            2.0 ** random.Random(f"{one.rollout_id}/{n}").gauss(0.0, 0.1)
+            for n in range(sum(len(turn.sampled_ids) for turn in one.trace.turns))
+        ]
+        for one in kept
+    }
 
 
 def _verdict(is_solved: bool, eval_s: float) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from palestra.config import EnvironmentSection, GatewaySection
 from palestra.errors import ConfigError, EnvironmentUnavailable
@@ -17,6 +17,15 @@ def named_url(section: EnvironmentSection) -> str | None:
     """The environment server that the recipe or ``$SWE_AGENT_GYM_URL`` names, if one does."""
     named = section.url or os.environ.get(URL_VARIABLE)
     return named.rstrip("/") if named else None
+
+
+def without_secrets(url: str) -> str:
+    """The URL without a user and a password, as it may stand in logs and on pages."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "(no URL)"  # nobody knows what in it is a secret
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def gateway_host(section: GatewaySection, environment: str | None) -> str:

@@ -181,8 +181,11 @@ async def test_tokens_carry_mask_logprob_and_version(client: httpx.AsyncClient) 
     assert any(sampled)
     assert not all(sampled)
     assert all((lp is None) != s for lp, s in zip(page["logprobs"], sampled, strict=True))
-    part = (await client.get(f"{path}&offset=5&limit=7")).json()
-    assert part["ids"] == page["ids"][5:12]
+    assert page["has_ratios"]
+    assert [ratio is not None for ratio in page["ratios"]] == page["trainable"]
+    part = (await client.get(f"{path}&offset=100&limit=40")).json()
+    assert part["ids"] == page["ids"][100:140]
+    assert part["ratios"] == page["ratios"][100:140]
     assert (await client.get(f"{path}&path=9")).json() is None
 
 

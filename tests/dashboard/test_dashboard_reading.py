@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import zstandard
 from dashboard_makers import SMALL, hostile_run
-from scripted_run import BEGAN_S, line, make_run
+from scripted_run import BEGAN_S, Shape, line, make_run
 
+from palestra.addresses import without_secrets
 from palestra.dashboard.episode_view import UnreadableRecord, parse_record, view_of
 from palestra.dashboard.index import RunIndex
-from palestra.dashboard.library import Library, UnknownRun, is_live
+from palestra.dashboard.library import Library, UnknownRun, is_live, read_recipe
 from palestra.dashboard.listing import EvaluationRows, parse_query, select
 from palestra.dashboard.panels import series_of
 from palestra.dashboard.rollout_files import RolloutFiles, lines_of
@@ -185,3 +186,16 @@ def test_a_run_is_live_while_a_process_holds_it(run: RunDirectory) -> None:
     with locked(run):
         assert is_live(run)
     assert not is_live(run)
+
+
+def test_secrets_of_a_recipe_are_shown_nowhere(tmp_path: Path) -> None:
+    run = make_run(tmp_path, Shape(name="secret", steps=1, groups=1, group_size=2))
+    recipe = run.recipe.read_text().replace(
+        "[environment]", '[environment]\ntoken = "s3cret"\nurl = "http://x:s3cret@box:11000/a"'
+    )
+    run.recipe.write_text(recipe)
+    found = read_recipe(run)
+    assert "s3cret" not in str(found)
+    assert found["environment"]["url"] == "http://box:11000/a"
+    assert without_secrets("http://[::1]:11000") == "http://[::1]:11000"
+    assert "s3cret" not in without_secrets("http://x:s3cret@[broken")

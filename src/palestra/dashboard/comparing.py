@@ -122,5 +122,5 @@ def _flat(recipe: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
     for key, value in recipe.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "environment.token":
+        else:
             yield f"{prefix}{key}", str(value)

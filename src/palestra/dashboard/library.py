@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from palestra.addresses import without_secrets
 from palestra.dashboard.index import RunIndex
 from palestra.run.directory import RunDirectory
 
@@ -155,11 +156,17 @@ class Library:
 
 
 def read_recipe(run: RunDirectory) -> dict[str, Any]:
-    """The recipe as nested dicts; empty where it cannot be read."""
+    """The recipe as nested dicts, without its secrets; empty where it cannot be read."""
     try:
-        return tomllib.loads(run.recipe.read_text(encoding="utf-8"))
+        recipe = tomllib.loads(run.recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    environment = recipe.get("environment")
+    if isinstance(environment, dict):
+        environment.pop("token", None)
+        if isinstance(environment.get("url"), str):
+            environment["url"] = without_secrets(environment["url"])
+    return recipe
 
 
 def held_locks() -> frozenset[tuple[int, int]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from palestra.addresses import gateway_host, named_url
+from palestra.addresses import gateway_host, named_url, without_secrets
 from palestra.config import Recipe
 from palestra.errors import CheckpointError
 from palestra.events import EventLog, EventSink
@@ -165,7 +165,7 @@ async def _environment(
         ) as client,
     ):
         await client.health()
-        events.emit("environment.ready", url=url)
+        events.emit("environment.ready", url=without_secrets(url))
         yield client
 
 
