@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from log_makers import STEP_S, make_episode, make_group, make_log, make_step
 
@@ -7,6 +9,7 @@ from palestra.config import Recipe
 from palestra.dashboard.critical_path import Stage
 from palestra.dashboard.run_log import EpisodeEntry, GroupEntry, StepEntry
 from palestra.dashboard.slow import SlowReport, why_slow, with_commands
+from palestra.dashboard.why_text import slow_lines
 from palestra.records import CommandRun, EpisodeResult, Outcome, Timings
 
 WHOLE = Timings(
@@ -205,3 +208,17 @@ def test_advice_to_overlap_says_what_it_saves() -> None:
     overlapped = Recipe.model_validate({"rollouts": {"max_off_policy_steps": 1}})
     keys = [a.key for a in why_slow(make_log([step]), overlapped).advice]
     assert "rollouts.max_off_policy_steps" not in keys
+
+
+def test_the_text_names_a_command_that_took_long_and_escapes_it() -> None:
+    episode = make_episode("run-0-0", ended_s=10.0, timings=Timings(eval_s=10.0, total_s=10.0))
+    report = why_slow(make_log([step_of(episode, wall_s=10.0, wait_s=10.0)]), Recipe())
+
+    def told(command: str, lasted_s: float) -> str:
+        run = CommandRun(command=command, began_s=0.0, duration_s=lasted_s, exit_code=0)
+        worst = replace(report.worst[0], command=run)
+        return "\n".join(slow_lines(replace(report, worst=(worst,))))
+
+    assert "longest command 4.0 s: 'pytest \\x1b[2J'" in told("pytest \x1b[2J", 4.0)
+    assert "x'…" in told("x" * 100, 4.0)
+    assert "longest command" not in told("ls", 0.01)

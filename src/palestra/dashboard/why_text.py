@@ -13,6 +13,7 @@ _INDENT = "  "
 _MIN_SHARE = 0.005
 _MAX_NAMED = 5
 _MAX_COMMAND_CHARS = 60
+_MIN_COMMAND_SHARE = 0.1
 
 KIND_WORDS = {
     GroupKind.MIXED: "mixed: only these have a signal",
@@ -79,11 +80,12 @@ def _episode(slow: SlowEpisode) -> str:
         text += f", waited for {duration(slow.critical_s)}"
     if slow.longest is not None:
         text += f"; {percent(slow.longest.share)} {slow.longest.stage.value}"
-    if slow.command is not None:
-        line = " ".join(slow.command.command.split())
-        if len(line) > _MAX_COMMAND_CHARS:
-            line = line[: _MAX_COMMAND_CHARS - 1] + "…"
-        text += f"; longest command {duration(slow.command.duration_s)}: {line!a}"
+    command = slow.command
+    if command is not None and command.duration_s >= _MIN_COMMAND_SHARE * slow.lasted_s:
+        line = " ".join(command.command.split())
+        cut = "…" if len(line) > _MAX_COMMAND_CHARS else ""
+        text += f"; longest command {duration(command.duration_s)}: "
+        text += f"{line[:_MAX_COMMAND_CHARS]!a}{cut}"
     return text
 
 
