@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,8 +80,7 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         PalestraError: what cannot go on, by its type.
     """
     async with AsyncExitStack() as stack:
-        log = stack.enter_context(EventLog(run.events))
-        events = stack.enter_context(logged(log, recipe, run, say=watcher.say))
+        events = stack.enter_context(_events(recipe, run, watcher))
         facts = gather_facts(sys.argv[1:], accelerators=_accelerators())
         events.emit("run.started", facts=facts)
         environment = await stack.enter_async_context(_environment(recipe, run, watcher, events))
@@ -132,6 +131,12 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             observer=watcher,
         )
         return await loop.run(recipe.training.steps)
+
+
+@contextmanager
+def _events(recipe: Recipe, run: RunDirectory, watcher: Watcher) -> Iterator[EventSink]:
+    with EventLog(run.events) as log, logged(log, recipe, run, say=watcher.say) as events:
+        yield events
 
 
 def _accelerators() -> list[str]:
