@@ -19,6 +19,7 @@ from palestra.errors import ConfigError, TaskError
 from palestra.forge.corpus import CORPUS, held_out, projects_of
 from palestra.forge.journal import Tried
 from palestra.forge.records import Project
+from palestra.forge.rewriting import Model
 from palestra.recipe_files import load_recipe, parse_recipe
 from palestra.run.forge import Forge, Forged, Plan, rows_of
 from palestra.run.places import forge_folder, images_folder
@@ -68,6 +69,17 @@ def forge(
             "on; default: one that is made with debootstrap."
         ),
     ] = None,
+    rewrite_url: Annotated[
+        str | None,
+        typer.Option(
+            help="Address (…/v1) of an OpenAI-compatible model that words each statement anew; "
+            "what it leaves out or gives away is not taken."
+        ),
+    ] = None,
+    rewrite_model: Annotated[str | None, typer.Option(help="Its name.")] = None,
+    rewrite_key: Annotated[
+        str | None, typer.Option(help="Environment variable that holds its key.")
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(help="Folder of checkouts and of what was tried; default: the user's cache."),
@@ -98,6 +110,7 @@ def forge(
         gold_runs=gold_runs,
         suite_limit_s=suite_limit,
         base=base,
+        rewriting=_model(rewrite_url, rewrite_model, rewrite_key),
         folder=work or forge_folder(),
         recipe=_recipe(recipe, overrides or [], images),
     )
@@ -117,6 +130,14 @@ def forge(
     _write_certificates(proofs, results)
     summary = _summary(results, {str(path): len(rows) for path, rows in written.items()})
     typer.echo(orjson.dumps(summary).decode() if as_json else _table(results, written, proofs))
+
+
+def _model(url: str | None, name: str | None, key_variable: str | None) -> Model | None:
+    if url is None and name is None:
+        return None
+    if url is None or name is None:
+        raise ConfigError("--rewrite-url and --rewrite-model are given together")
+    return Model(base_url=url, name=name, key_variable=key_variable)
 
 
 def _recipe(recipe: Path | None, overrides: list[str], images: Path | None) -> Recipe:

@@ -7,10 +7,12 @@ was faster. Harder tasks combine single bugs that were found to make tests fail.
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from palestra.environment.grading.certificates import Certificate, CertificateStatus
 from palestra.errors import InfraError, TaskError
@@ -19,6 +21,7 @@ from palestra.forge.failures import read_failures
 from palestra.forge.journal import Journal, Tried
 from palestra.forge.records import Candidate, Project
 from palestra.forge.repository import diff_of
+from palestra.forge.rewriting import Rewriter
 from palestra.forge.rows import Unfit, build_row
 from palestra.forge.stable import Stable
 from palestra.records import Task
@@ -77,6 +80,7 @@ class Maker:
         stable: its tests.
         certify: the last word on each task.
         journal: what became of bugs that were tried before.
+        rewriter: asks a model for statements in other words; ``None``: ours stand.
         conditions: how.
         on_tried: told of each bug in order, with what became of it.
     """
@@ -89,6 +93,7 @@ class Maker:
         journal: Journal,
         conditions: Conditions,
         *,
+        rewriter: Rewriter | None = None,
         on_tried: Callable[[Tried], None],
     ) -> None:
         self._project = project
@@ -96,6 +101,7 @@ class Maker:
         self._certify = certify
         self._journal = journal
         self._how = conditions
+        self._rewriter = rewriter
         self._on_tried = on_tried
         self._modules = {path: (project.checkout / path).read_bytes() for path in project.sources}
         self._tasks: list[Tried] = []
@@ -186,6 +192,8 @@ class Maker:
         row = await asyncio.to_thread(
             build_row, self._project, candidate, self._stable, seed=self._how.seed
         )
+        if self._rewriter is not None:
+            await self._reword(row, candidate, self._rewriter)
         try:
             task = task_from_row(row)
         except TaskError as error:
@@ -199,6 +207,13 @@ class Maker:
             certificate=asdict(certificate),
             failing=candidate.failing,
         )
+
+    async def _reword(self, row: dict[str, Any], candidate: Candidate, rewriter: Rewriter) -> None:
+        originals = {path: self._modules[path] for path in candidate.mutants}
+        seed = zlib.crc32(f"{self._how.seed} {row['instance_id']}".encode())
+        said = await rewriter.rewrite(row["problem_statement"], candidate, originals, seed=seed)
+        row["problem_statement"] = said.text
+        row["forge"]["rewritten"] = not said.problems
 
     async def _candidate(self, draft: Draft) -> Candidate:
         """Run all tests on the project with these bugs.

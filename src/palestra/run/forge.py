@@ -21,6 +21,7 @@ from palestra.forge.environment import prepare_project
 from palestra.forge.journal import Journal, Tried
 from palestra.forge.making import Conditions, Made, Maker
 from palestra.forge.records import Project
+from palestra.forge.rewriting import Model, Rewriter
 from palestra.forge.rows import FORGE_VERSION
 from palestra.forge.stable import Stable, find_stable, option_sets
 from palestra.forge.suite import Suite
@@ -40,6 +41,7 @@ class Plan:
         gold_runs: gradings of each gold patch.
         suite_limit_s: what a project's tests may take.
         base: the root file system that projects are laid on; ``None``: the usual one.
+        rewriting: the model that words statements anew; ``None``: nobody does.
         folder: where checkouts and journals lie.
         recipe: sandboxes, limits and grading that the tasks are certified under.
     """
@@ -51,6 +53,7 @@ class Plan:
     gold_runs: int
     suite_limit_s: float
     base: str | None
+    rewriting: Model | None
     folder: Path
     recipe: Recipe
 
@@ -117,7 +120,14 @@ class Forge:
 
         Raises:
             InfraError: sandboxes fail again and again.
+            UsageError: the model that shall word statements has no key.
         """
+        if self._plan.rewriting is None:
+            return await self._make(None)
+        async with Rewriter(self._plan.rewriting) as rewriter:
+            return await self._make(rewriter)
+
+    async def _make(self, rewriter: Rewriter | None) -> tuple[Forged, ...]:
         plan = self._plan
         results: list[Forged] = []
         made = 0
@@ -129,7 +139,7 @@ class Forge:
                 if number == 0:
                     break
                 ahead.extend(map(self._prepare, plan.projects[index + 1 : index + 2]))
-                forged = await self._forge(origin, ahead[0], number)
+                forged = await self._forge(origin, ahead[0], number, rewriter)
                 ahead.popleft()
                 made += len(forged.made.tasks) if forged.made else 0
                 results.append(forged)
@@ -151,12 +161,18 @@ class Forge:
             )
         )
 
-    async def _forge(self, origin: str, preparing: asyncio.Task[Project], number: int) -> Forged:
+    async def _forge(
+        self,
+        origin: str,
+        preparing: asyncio.Task[Project],
+        number: int,
+        rewriter: Rewriter | None,
+    ) -> Forged:
         project: Project | None = None
         try:
             project = await preparing
             stable = await self._stable(project)
-            made = await self._maker(project, stable).make(number)
+            made = await self._maker(project, stable, rewriter).make(number)
         except InfraError:
             raise
         except PalestraError as error:
@@ -177,7 +193,7 @@ class Forge:
         )
         return stable
 
-    def _maker(self, project: Project, stable: Stable) -> Maker:
+    def _maker(self, project: Project, stable: Stable, rewriter: Rewriter | None) -> Maker:
         plan = self._plan
         how = Conditions(seed=plan.seed, at_once=plan.at_once)
         journal = Journal(
@@ -192,6 +208,7 @@ class Forge:
                 "tests": list(stable.tests),
                 "gold_runs": plan.gold_runs,
                 "grading": asdict(conditions_of(plan.recipe, self._backend.name)),
+                **({"model": plan.rewriting.name} if plan.rewriting else {}),
             },
         )
         return Maker(
@@ -200,6 +217,7 @@ class Forge:
             self._certify,
             journal,
             how,
+            rewriter=rewriter,
             on_tried=lambda tried: self._watch.on_tried(project, tried),
         )
 
