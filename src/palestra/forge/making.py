@@ -224,15 +224,21 @@ class Maker:
         bugs = {path: m.apply(self._modules[path]) for path, m in draft.mutants.items()}
         patch = await asyncio.to_thread(diff_of, self._project.checkout, bugs)
         limit_s = 3 * self._stable.duration_s + self._how.slack_s
-        trial = await self._stable.suite.run(patch, files=self._stable.files, timeout_s=limit_s)
+        share = int(_MAX_FAILING_SHARE * len(self._stable.tests))
+        most = max(1, min(MAX_FAILING * draft.num_sites, share))
+        trial = await self._stable.suite.run(
+            patch,
+            files=self._stable.files,
+            timeout_s=limit_s,
+            max_failing=self._stable.num_failing + most + 1,
+        )
         if not trial.is_signed:
             raise Unfit("its test run hangs or breaks off")
         passed = trial.passed
         failing = tuple(test for test in self._stable.tests if test not in passed)
-        most = min(MAX_FAILING * draft.num_sites, _MAX_FAILING_SHARE * len(self._stable.tests))
         if not failing:
             raise Unfit("no test fails")
-        if len(failing) > max(most, 1):
+        if len(failing) > most:
             raise Unfit("too many tests fail")
         if any(test not in trial.statuses for test in failing):
             raise Unfit("tests do not run any more")

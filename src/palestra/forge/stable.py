@@ -27,12 +27,14 @@ class Stable:
         suite: with the options under which they ran.
         duration_s: of the longest run, sandbox included.
         num_unsteady: tests that passed in some runs only.
+        num_failing: tests that fail without any bug, at most.
     """
 
     tests: tuple[str, ...]
     suite: Suite
     duration_s: float
     num_unsteady: int
+    num_failing: int = 0
 
     def of_files(self, files: Sequence[str]) -> tuple[str, ...]:
         """The stable tests of these files."""
@@ -79,6 +81,7 @@ async def find_stable(suites: Sequence[Suite], *, name: str, timeout_s: float) -
         suite=suite,
         duration_s=max(trial.duration_s for trial in trials),
         num_unsteady=len(frozenset.union(*usable) - steady),
+        num_failing=max(map(_num_failing, trials)),
     )
 
 
@@ -97,6 +100,10 @@ def _usable(trial: Trial) -> frozenset[str]:
     return frozenset(
         test for test in trial.passed if file_of(test).endswith(".py") and not _CONTROL.search(test)
     )
+
+
+def _num_failing(trial: Trial) -> int:
+    return sum(status in ("FAILED", "ERROR") for status in trial.statuses.values())
 
 
 def _why(trial: Trial, timeout_s: float) -> str:

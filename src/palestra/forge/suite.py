@@ -71,6 +71,7 @@ class Suite:
         *,
         files: Sequence[str] | None = None,
         timeout_s: float,
+        max_failing: int | None = None,
         env: Mapping[str, str] | None = None,
     ) -> Trial:
         """Run the tests of ``files`` (all, without) on the project with ``patch`` applied.
@@ -79,6 +80,7 @@ class Suite:
             patch: a git diff against the project's commit.
             files: test files relative to the checkout.
             timeout_s: for sandbox and tests together.
+            max_failing: the run may end when so many tests have failed.
             env: variables of the test run.
 
         Raises:
@@ -86,6 +88,7 @@ class Suite:
             TaskError: the patch does not apply.
         """
         project = self._project
+        stop = () if max_failing is None else (f"--maxfail={max_failing}",)
         task = Task(
             instance_id=f"{project.name}-{project.version}",
             repo=project.name,
@@ -97,7 +100,7 @@ class Suite:
             gold_patch=patch,  # its files always count, whatever they are called
             test_patch="",
             eval_script=suite_script(
-                files or project.tests, options=self.options, env=dict(env or {})
+                files or project.tests, options=(*self.options, *stop), env=dict(env or {})
             ),
             log_parser=LOG_PARSER,
             workdir=WORKDIR,
