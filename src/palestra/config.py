@@ -245,7 +245,16 @@ class WarmstartSection(Section):
     """Supervised steps on scripted demonstrations before RL."""
 
     steps: int = Field(0, ge=0, description="SFT steps before the first RL step; 0: none.")
-    tasks: str = Field("katas:train?seed=1&n=128", description="Task source of the demonstrations.")
+    tasks: str = Field(
+        "katas:train?seed=1&n=128",
+        description="Task source of the demonstrations, in which a script plays the policy; "
+        "empty: none.",
+    )
+    solved: Path | None = Field(
+        None,
+        description="Run directory whose rollouts that solved their task are demonstrations too; "
+        "of a model with the same tokenizer.",
+    )
     lr: float = Field(1e-3, gt=0, description="Learning rate of the warm start.")
     batch_size: int = Field(16, gt=0, description="Demonstrations in one SFT step.")
 

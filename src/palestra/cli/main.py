@@ -22,6 +22,7 @@ from palestra.cli.terminal import say_error
 from palestra.cli.train import epilog, train
 from palestra.cli.up import down, up
 from palestra.cli.view import view
+from palestra.cli.warmstart import warmstart
 from palestra.cli.why import why
 from palestra.errors import HostError, NoIsolation, PalestraError
 
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
+app.command("warmstart")(warmstart)
 app.command("eval")(evaluate)
 app.command("certify")(certify_tasks)
 app.command("forge")(forge)

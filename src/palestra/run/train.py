@@ -67,7 +67,9 @@ def load_run_tasks(recipe: Recipe, on_bad_row: Callable[[str], None]) -> RunTask
     return RunTasks(
         train=load(recipe.tasks.train),
         heldout=load(recipe.tasks.heldout) if recipe.tasks.heldout else (),
-        warmstart=load(recipe.warmstart.tasks) if recipe.warmstart.steps else (),
+        warmstart=load(recipe.warmstart.tasks)
+        if recipe.warmstart.steps and recipe.warmstart.tasks
+        else (),
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from palestra.addresses import gateway_host, named_url
 from palestra.config import Recipe
-from palestra.errors import InfraError
+from palestra.errors import ConfigError, InfraError
 from palestra.events import EventSink
 from palestra.learning.rollouts.collector import RolloutCollector
 from palestra.learning.rollouts.gateway_client import GatewayClient
 from palestra.learning.rollouts.protocol import Environment
+from palestra.learning.rollouts.store import RolloutStore
 from palestra.learning.training import Trainer, warm_start
 from palestra.policy.engines.scripted import ScriptedEngine
 from palestra.records import Outcome, Task, TokenPath
@@ -54,11 +56,14 @@ class Warmup:
 
         Raises:
             InfraError: no demonstration solved its task.
+            ConfigError: the earlier run to learn from has nothing to learn.
         """
         if not self._recipe.warmstart.steps:
             return
-        self._watcher.say(f"demonstrating {len(self._tasks)} tasks")
-        paths = await self._demonstrate()
+        paths = await asyncio.to_thread(self._solved)
+        if self._tasks:
+            self._watcher.say(f"demonstrating {len(self._tasks)} tasks")
+            paths += await self._demonstrate()
         self._watcher.say(f"warming up on {len(paths)} demonstrations")
         steps = warm_start(trainer, paths, self._recipe.warmstart, self._recipe.seed)
         number = 0
@@ -66,6 +71,14 @@ class Warmup:
             number += 1
             self._events.emit("warmstart", step=number, metrics=metrics)
             self._watcher.on_warmup(number, metrics)
+
+    def _solved(self) -> list[TokenPath]:
+        folder = self._recipe.warmstart.solved
+        if folder is None:
+            return []
+        paths = solved_paths(folder, vocab_size=len(self._tokenizer))
+        self._watcher.say(f"{len(paths)} solved rollouts of {folder}")
+        return paths
 
     async def _demonstrate(self) -> list[TokenPath]:
         tokenizer = self._tokenizer
@@ -112,6 +125,27 @@ class Warmup:
                 hint="the event log says how each ended",
             )
         return paths
+
+
+def solved_paths(folder: Path, *, vocab_size: int) -> list[TokenPath]:
+    """The token paths of a run's rollouts that solved their task.
+
+    Args:
+        folder: of the run.
+        vocab_size: of the tokenizer that they shall be of.
+
+    Raises:
+        ConfigError: there is none, or its ids are not of this tokenizer.
+    """
+    store = RolloutStore(folder / "rollouts")
+    stored = (one for step in store.steps() for one in store.read(step))
+    solved = (one.rollout for one in stored if one.rollout.episode.outcome is Outcome.SOLVED)
+    paths = [path for rollout in solved for path in rollout.trace.paths()]
+    if not paths:
+        raise ConfigError(f"warmstart.solved: no rollout in {folder} solved its task")
+    if max(max(path.ids) for path in paths) >= vocab_size:
+        raise ConfigError(f"warmstart.solved: {folder} is of a model with another tokenizer")
+    return paths
 
 
 def _next(steps: Iterator[dict[str, float]]) -> Mapping[str, float] | None:
