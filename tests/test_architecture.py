@@ -14,7 +14,8 @@ import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "palestra"
 GROUND = {"addresses", "errors", "records", "config", "recipe_files", "events", "wire"}
-GROUND |= {"config_base", "config_engine", "config_miles", "config_training", "keepalive", "serving", "tasks"}
+GROUND |= {"config_base", "config_miles", "config_training", "keepalive", "serving", "tasks"}
+GROUND |= {"config_engine"}
 WINGS = {"environment", "policy", "learning"}
 BESIDE = {
     "backends": {"policy", "learning"},  # carries them into trainers of others

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from palestra.config_base import Section
+from palestra.config_engine import EngineSection as EngineSection
 from palestra.config_logging import LoggingSection
 from palestra.config_miles import MilesSection
 from palestra.config_training import CorrectionSection as CorrectionSection
@@ -160,16 +161,6 @@ class ModelSection(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Of the weights.")
     max_context: int = Field(8192, gt=1, description="Most ids of a conversation.")
-
-
-class EngineSection(Section):
-    """The engine that samples."""
-
-    kind: Literal["local"] = Field("local", description="local: transformers in this process.")
-    max_batch: int = Field(32, gt=0, description="Sequences decoded together.")
-    num_threads: int | None = Field(
-        None, gt=0, description="CPU threads of the engine; none: PyTorch's default."
-    )
 
 
 class GatewaySection(Section):

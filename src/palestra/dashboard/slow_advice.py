@@ -131,7 +131,7 @@ def _model(
         recipe.environment.concurrency,
         recipe.rollouts.groups_per_step * recipe.rollouts.group_size,
     )
-    if recipe.engine.max_batch < at_once:
+    if recipe.engine.kind == "local" and recipe.engine.max_batch < at_once:
         yield Advice(
             key="engine.max_batch",
             now=str(recipe.engine.max_batch),

@@ -55,14 +55,15 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
-def local_engine(folder: Path, recipe: Recipe) -> LocalEngine:
-    """The local engine on a Hugging Face folder; an async context manager."""
+def local_engine(folder: Path, recipe: Recipe, *, version: int = 0) -> LocalEngine:
+    """The local engine on a Hugging Face folder of ``version``; an async context manager."""
     return LocalEngine(
         folder,
         section=recipe.engine,
         max_context=recipe.model.max_context,
         device=recipe.model.device,
         dtype=recipe.model.dtype,
+        version=version,
     )
 
 

@@ -31,12 +31,13 @@ from palestra.policy.engines.protocol import Engine
 from palestra.records import Task
 from palestra.run.announcement import Announcement
 from palestra.run.directory import RunDirectory
+from palestra.run.engine_servers import engine_of
 from palestra.run.environment import environment_url
 from palestra.run.facts import gather_facts
 from palestra.run.gate import require_certificates
 from palestra.run.heldout import HeldOutEvaluator
 from palestra.run.loggers.choose import logged
-from palestra.run.policy import load_tokenizer, local_engine, model_folder, serving
+from palestra.run.policy import load_tokenizer, model_folder, serving
 from palestra.run.warmup import Warmup
 from palestra.run.watching import Watcher
 from palestra.tasks.source import load_tasks
@@ -95,7 +96,17 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             await warmup.run(trainer)
             checkpoint = await asyncio.to_thread(_first_checkpoint, trainer, store)
         progress = Progress.from_wire(checkpoint.progress)
-        engine = await stack.enter_async_context(local_engine(checkpoint.model, recipe))
+        engine = await stack.enter_async_context(
+            engine_of(
+                recipe,
+                model=trainer.model_path,
+                weights=checkpoint.model,
+                version=progress.version,
+                logs=run.root,
+                events=events,
+                say=watcher.say,
+            )
+        )
         gateway = await stack.enter_async_context(
             _gateway(engine, checkpoint.model, recipe, environment)
         )

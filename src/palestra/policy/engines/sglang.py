@@ -1,4 +1,4 @@
-"""An SGLang server or router as an engine: ids in, ids and logprobs out, over HTTP.
+"""SGLang over HTTP: ids in, ids and logprobs out.
 
 Speaks ``POST /generate`` with ``input_ids`` and ``return_logprob``, so no text is tokenised
 on either side. SGLang stamps one ``weight_version`` on an answer, at its end; whoever
@@ -13,14 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import httpx
-import orjson
+from palestra.errors import ContextOverflow, EngineError
+from palestra.policy.engines.remote import Continuation, Sample, ServerHttp, complaint
+from palestra.records import Generation, SamplingParams
 
-from palestra.errors import ConfigError, ContextOverflow, EngineError
-from palestra.records import FinishReason, Generation, SamplingParams, Segment
-
-CONNECT_TIMEOUT_S = 10.0
-HEALTH_TIMEOUT_S = 10.0
+HEALTH_TIMEOUT_S = 25.0
+"""SGLang samples an id to know its health, and gives that 20 s."""
+LOAD_TIMEOUT_S = 1800.0
 MAX_ABORTS = 64
 """Answers of one generation that may come back aborted before it is given up."""
 
@@ -28,8 +27,106 @@ _OVERFLOW_WORDS = ("context length", "maximum allowed length", "max_req_input_le
 _BAD_REQUEST = 400
 
 
+class SGLangServer:
+    """One SGLang server, or a router in front of several.
+
+    Args:
+        base_url: ``http://HOST:PORT``.
+        timeout_s: seconds that one answer may take.
+
+    Raises:
+        ConfigError: ``base_url`` is no URL.
+    """
+
+    def __init__(self, base_url: str, *, timeout_s: float = 1800.0) -> None:
+        self._http = ServerHttp(base_url, timeout_s=timeout_s)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._http.url
+
+    async def sample(
+        self, ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int
+    ) -> Sample:
+        """Sample one continuation; cancelling closes the connection, which ends it there too.
+
+        Raises:
+            ContextOverflow: SGLang says that ``ids`` are too many.
+            ServerGone: it may have died.
+            ServerBusy: it cannot answer now.
+            EngineError: it refuses, or answers nonsense.
+        """
+        body = _body(ids, sampling, max_new_tokens=max_new_tokens)
+        response = await self._http.post("/generate", body)
+        if response.status_code == _BAD_REQUEST:
+            said = complaint(response)
+            if any(words in said for words in _OVERFLOW_WORDS):
+                raise ContextOverflow(said)
+        return self._sampled(self._http.read(response))
+
+    async def load(self, weights: Path, stamp: str) -> None:
+        """Abort what is in flight, then serve the weights of a folder under ``stamp``.
+
+        SGLang reads the folder itself, so it must see it under the same path. When it
+        fails half-way, SGLang 0.5.15 does not return to the weights before.
+
+        Raises:
+            EngineError: it failed.
+        """
+        response = await self._http.post(
+            "/update_weights_from_disk",
+            {
+                "model_path": str(weights),
+                "abort_all_requests": True,
+                "weight_version": stamp,
+                "flush_cache": True,
+            },
+            timeout_s=LOAD_TIMEOUT_S,
+        )
+        if not self._http.read(response).get("success"):
+            raise self._http.failure(f"did not take the weights {weights}: {complaint(response)}")
+
+    async def health(self) -> None:
+        """Return when the server has sampled something just now.
+
+        Raises:
+            EngineError: it does not.
+        """
+        await self._http.health("/health", timeout_s=HEALTH_TIMEOUT_S)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    def _sampled(self, answer: Mapping[str, Any]) -> Sample:
+        try:
+            meta = answer["meta_info"]
+            sampled = meta.get("output_token_logprobs") or ()
+            end = meta["finish_reason"]["type"]
+            if end not in ("stop", "length", "abort"):
+                raise self._http.failure(f"ended an answer for the unknown reason {end!r}")
+            logprobs = tuple(float(entry[0]) for entry in sampled)
+            if any(not logprob <= 1e-6 for logprob in logprobs):
+                raise ValueError("a logprob is not a number ≤ 0")
+            stamp, num_cached = meta.get("weight_version"), meta.get("cached_tokens")
+            sample = Sample(
+                ids=tuple(int(entry[1]) for entry in sampled),
+                logprobs=logprobs,
+                end=end,
+                stamp=None if stamp is None else str(stamp),
+                num_cached=None if num_cached is None else int(num_cached),
+            )
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise self._http.failure(f"answered no ids with logprobs: {error!r}") from error
+        if not sampled and end != "abort":
+            hint = "it must take return_logprob"
+            raise self._http.failure("answered without logprobs", hint=hint)
+        return sample
+
+
 class SGLangEngine:
-    """Samples from an SGLang server or router; an async context manager.
+    """Samples from an SGLang server or router that belongs to others; an async context manager.
 
     Args:
         base_url: ``http://HOST:PORT`` of the server or of a router in front of several.
@@ -41,21 +138,9 @@ class SGLangEngine:
     def __init__(
         self, base_url: str, *, max_context: int, timeout_s: float = 1800.0, version: int = 0
     ) -> None:
-        self._url = base_url.rstrip("/")
+        self._server = SGLangServer(base_url, timeout_s=timeout_s)
         self._max_context = max_context
-        self._timeout_s = timeout_s
         self._version = version
-        try:
-            self._http = httpx.AsyncClient(
-                base_url=self._url,
-                timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s)),
-                # The gateway bounds what is in flight, and the engine queues it.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-                # A proxy for the internet has no business between us and an engine next door.
-                trust_env=False,
-            )
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"the engine's address {base_url} is no URL: {error}") from None
 
     @property
     def version(self) -> int:
@@ -74,26 +159,14 @@ class SGLangEngine:
             ContextOverflow: ``prompt_ids`` leave no room for a single id.
             EngineError: the engine cannot be reached, refuses, or answers nonsense.
         """
-        segments: list[Segment] = []
-        ids = list(prompt_ids)
-        left = min(sampling.max_new_tokens, self._max_context - len(ids))
-        if left < 1:
-            raise ContextOverflow(
-                f"a prompt of {len(ids)} ids leaves no room in a context of {self._max_context}"
-            )
+        growing = Continuation(prompt_ids, sampling, self._max_context)
         for _ in range(MAX_ABORTS):
-            answer = await self._post(_body(ids, sampling, max_new_tokens=left))
-            segment, finished = self._read(answer)
-            self._version = max(self._version, segment.policy_version)
-            if segment.ids:
-                segments.append(segment)
-                ids += segment.ids
-                left -= len(segment.ids)
-            if finished == "stop":
-                return Generation(segments=tuple(segments), finish_reason=FinishReason.STOP)
-            if finished == "length" or left < 1:
-                return Generation(segments=tuple(segments), finish_reason=FinishReason.LENGTH)
-        raise EngineError(f"the engine at {self._url} aborted one answer {MAX_ABORTS} times")
+            sample = await self._server.sample(growing.ids, sampling, max_new_tokens=growing.left)
+            version = _counted(sample.stamp)
+            self._version = max(self._version, version)
+            if (generation := growing.add(sample, version)) is not None:
+                return generation
+        raise EngineError(f"the engine at {self._server.url} aborted one answer {MAX_ABORTS} times")
 
     async def publish(self, weights: Path, version: int) -> None:
         """Refuse: this engine's weights belong to the trainer that started it.
@@ -101,7 +174,9 @@ class SGLangEngine:
         Raises:
             EngineError: always.
         """
-        raise EngineError(f"the weights of the engine at {self._url} are not ours to publish")
+        raise EngineError(
+            f"the weights of the engine at {self._server.url} are not ours to publish"
+        )
 
     async def health(self) -> None:
         """Return when the server says that it can work.
@@ -109,16 +184,11 @@ class SGLangEngine:
         Raises:
             EngineError: it does not.
         """
-        try:
-            response = await self._http.get("/health", timeout=HEALTH_TIMEOUT_S)
-        except httpx.HTTPError as error:
-            raise self._failure(f"cannot be reached: {_said(error)}") from error
-        if not response.is_success:
-            raise self._failure(f"answered {response.status_code} when asked for its health")
+        await self._server.health()
 
     async def aclose(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._server.aclose()
 
     async def __aenter__(self) -> SGLangEngine:
         return self
@@ -127,52 +197,6 @@ class SGLangEngine:
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    async def _post(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        try:
-            response = await self._http.post(
-                "/generate",
-                content=orjson.dumps(body),
-                headers={"Content-Type": "application/json"},
-            )
-        except httpx.ReadTimeout as error:
-            raise self._failure(f"did not answer in {self._timeout_s:g} s") from error
-        except httpx.HTTPError as error:
-            raise self._failure(f"cannot be reached: {_said(error)}") from error
-        if not response.is_success:
-            said = _complaint(response)
-            if response.status_code == _BAD_REQUEST and any(w in said for w in _OVERFLOW_WORDS):
-                raise ContextOverflow(said)
-            raise self._failure(f"answered {response.status_code}: {said}")
-        try:
-            answer = orjson.loads(response.content)
-        except orjson.JSONDecodeError as error:
-            raise self._failure("answered something that is not JSON") from error
-        if not isinstance(answer, dict):
-            raise self._failure(f"answered a {type(answer).__name__} where an object belongs")
-        return answer
-
-    def _read(self, answer: Mapping[str, Any]) -> tuple[Segment, str]:
-        """What was sampled, and how SGLang calls its end: stop, length or abort."""
-        try:
-            meta = answer["meta_info"]
-            sampled = meta.get("output_token_logprobs") or ()
-            segment = Segment(
-                ids=tuple(int(entry[1]) for entry in sampled),
-                logprobs=tuple(float(entry[0]) for entry in sampled),
-                policy_version=_version(meta.get("weight_version")),
-            )
-            finished = meta["finish_reason"]["type"]
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise self._failure(f"answered no ids with logprobs: {error!r}") from error
-        if finished not in ("stop", "length", "abort"):
-            raise self._failure(f"ended an answer for the unknown reason {finished!r}")
-        if not sampled and finished != "abort":
-            raise self._failure("answered without logprobs", hint="it must take return_logprob")
-        return segment, finished
-
-    def _failure(self, what: str, *, hint: str | None = None) -> EngineError:
-        return EngineError(f"the engine at {self._url} {what}", hint=hint)
 
 
 def _body(ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int) -> dict[str, Any]:
@@ -191,21 +215,6 @@ def _body(ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int) 
     return {"input_ids": list(ids), "sampling_params": params, "return_logprob": True}
 
 
-def _version(stamp: Any) -> int:
-    """SGLang's stamp is free text; what trainers stamp counts up."""
-    text = str(stamp)
-    return int(text) if text.isdecimal() else 0
-
-
-def _complaint(response: httpx.Response) -> str:
-    try:
-        body = orjson.loads(response.content)
-    except orjson.JSONDecodeError:
-        body = None
-    error = body.get("error", body) if isinstance(body, dict) else None
-    said = error.get("message") if isinstance(error, dict) else error
-    return " ".join(str(said or response.text).split())[:500]
-
-
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _counted(stamp: str | None) -> int:
+    """The stamp is free text; what other trainers stamp counts up."""
+    return int(stamp) if stamp is not None and stamp.isdecimal() else 0
