@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from palestra.environment.sandboxes.repository import root_commit_of
 from palestra.forge import fetching
+from palestra.forge.checkout import check_out
 from palestra.forge.fetching import fetch
 from palestra.forge.layout import read_layout
 from palestra.forge.metadata import read_metadata
@@ -39,6 +41,49 @@ def test_a_repository_named_by_the_environment_is_not_the_one_that_is_fetched(
     other = repository(tmp_path / "q", {"other.py": ""})
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     assert (fetched(wanted, tmp_path) / "wanted.py").is_file()
+
+
+def test_a_checkout_never_acts_on_the_repository_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users = repository(tmp_path / "users", {"mine.py": ""})
+    before = said_by_git(users, "log", "--format=%H", "--all")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a.py").write_text("x = 1\n")
+    for name, value in (("GIT_DIR", ".git"), ("GIT_INDEX_FILE", ".git/index")):
+        monkeypatch.setenv(name, str(users / value))
+    commit = check_out(tmp_path / "tree", tmp_path / "checkout")
+    monkeypatch.undo()
+    assert said_by_git(users, "log", "--format=%H", "--all") == before
+    assert said_by_git(users, "status", "--porcelain") == ""
+    assert said_by_git(tmp_path / "checkout", "rev-parse", "HEAD").strip() == commit
+    tree = said_by_git(tmp_path / "checkout", "rev-parse", "HEAD^{tree}").strip()
+    assert commit == root_commit_of(tree), "the commit depends on who makes it"
+
+
+def test_changes_that_are_not_committed_are_counted_without_a_command_of_the_project(
+    tmp_path: Path,
+) -> None:
+    mark = tmp_path / "mark"
+    files = {"a.py": "x = 1\n", "b.py": "", "c/d.py": "", ".gitattributes": "*.py filter=f\n"}
+    folder = repository(tmp_path / "p", files)
+    git(folder, "config", "filter.f.clean", f"touch {mark}; cat")
+    git(folder, "config", "core.fsmonitor", f"touch {mark}; false")
+    assert asyncio.run(fetch(str(folder), tmp_path / "work")).num_uncommitted == 0
+    (folder / "a.py").write_text("x = 2\n")
+    (folder / "b.py").unlink()
+    (folder / "new.py").write_text("")
+    assert asyncio.run(fetch(str(folder), tmp_path / "work")).num_uncommitted == 3
+    assert not mark.exists(), "a command of the project ran on this machine"
+
+
+def test_packages_called_build_or_dist_are_kept_below_the_top(tmp_path: Path) -> None:
+    kept = ("a/build/core.py", "a/dist.py", "a/dist/__init__.py", "tests/build/test_a.py")
+    for path in (*kept, "build/lib/a.py", "dist/a.whl", "a/__pycache__/b.pyc"):
+        (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / path).write_text("")
+    check_out(tmp_path / "tree", tmp_path / "checkout")
+    assert sorted(said_by_git(tmp_path / "checkout", "ls-files").split()) == sorted(kept)
 
 
 async def test_a_module_called_pip_in_the_working_folder_is_not_run(
@@ -96,4 +141,9 @@ def repository(folder: Path, files: Mapping[str, str]) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> None:
-    subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True)
+    said_by_git(folder, *arguments)
+
+
+def said_by_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

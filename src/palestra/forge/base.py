@@ -30,7 +30,7 @@ _QUESTION = """\
 import json, platform, shutil, site, sys
 print(json.dumps({
     "missing": " ".join(name for name in ("git", "bash") if not shutil.which(name)),
-    "site": site.getsitepackages()[0],
+    "sites": ":".join(site.getsitepackages()),
     "implementation_name": sys.implementation.name,
     "os_name": "posix",
     "platform_machine": platform.machine(),
@@ -53,16 +53,21 @@ class Base:
     Attributes:
         image: in the store.
         identity: of its content.
-        site: folder of installed packages, absolute in the image.
+        sites: folders of installed packages, absolute in the image.
         markers: what a requirement's markers see there.
         glibc: version of its C library; empty where it has another one.
     """
 
     image: UnpackedImage
     identity: str
-    site: str
+    sites: tuple[str, ...]
     markers: dict[str, str]
     glibc: str
+
+    @property
+    def site(self) -> str:
+        """Where further packages are installed."""
+        return self.sites[0]
 
     @property
     def python(self) -> str:
@@ -157,5 +162,5 @@ async def _asked(image: UnpackedImage, backend: SandboxBackend) -> Base:
         raise ImageError(f"the Python of {image.name} does not say its version: {tail!r}") from None
     if missing := said.pop("missing"):
         raise TaskError(f"the base system {image.name} has no {missing}")
-    site, glibc = said.pop("site"), said.pop("glibc")
-    return Base(image=image, identity=identity_of(image), site=site, markers=said, glibc=glibc)
+    sites, glibc = tuple(said.pop("sites").split(":")), said.pop("glibc")
+    return Base(image=image, identity=identity_of(image), sites=sites, markers=said, glibc=glibc)

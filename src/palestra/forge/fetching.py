@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -28,13 +24,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidSdistFilename, canonicalize_name, parse_sdist_filename
 from packaging.version import Version
 
+from palestra.environment.images.locks import locked
 from palestra.errors import HostError, TaskError
+from palestra.forge.commands import output
+from palestra.forge.unpacking import MAX_SOURCE_BYTES, unpack
 
-MAX_SOURCE_BYTES = 256 << 20
-MAX_SOURCE_FILES = 20_000
 _TIMEOUT_S = 120.0
-_GIT_TIMEOUT_S = 120
-_GIT = ("git", "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null")
+_LOCK_TIMEOUT_S = 1800.0
+_GIT = (
+    *("git", "-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null"),
+    *("-c", "core.fsmonitor=false"),
+)
 # Above all that the tree's own attributes say: every file comes, byte for byte, unfiltered.
 _ATTRIBUTES = "* -export-ignore -export-subst -filter -ident -text -working-tree-encoding\n"
 # -P: the working folder may be the project's, with a pip.py of its own.
@@ -51,12 +51,15 @@ class Fetched:
         version: of the release, or the short commit id.
         origin: with a digest of what was fetched.
         tree: the unpacked files.
+        num_uncommitted: files and folders of a repository whose changes are not in the commit;
+            ``None`` where that cannot be told.
     """
 
     name: str
     version: str
     origin: str
     tree: Path
+    num_uncommitted: int | None = 0
 
 
 async def fetch(origin: str, folder: Path) -> Fetched:
@@ -67,21 +70,32 @@ async def fetch(origin: str, folder: Path) -> Fetched:
         HostError: the index cannot be reached, or the disk cannot be written.
     """
     if "/" in origin or origin.startswith("."):
-        return await asyncio.to_thread(_from_git, origin, folder)
+        return await _from_git(origin, folder)
     try:
         wanted = Requirement(origin)
     except InvalidRequirement as error:
         raise TaskError(f"{origin!r} is neither a name on an index nor a folder: {error}") from None
     file = await _find(wanted)
-    packed = folder / "downloads" / file.name
-    if not packed.exists() or _sha256(packed) != file.sha256:
-        await _download(file, packed)
-    tree = folder / "sources" / f"{packed.name}-{file.sha256[:12]}"
-    if not tree.exists():
-        await asyncio.to_thread(_unpack, packed, tree)
+    tree = folder / "sources" / f"{file.name}-{file.sha256[:12]}"
+    async with _only_one(folder, file.name):
+        if not tree.exists():
+            packed = folder / "downloads" / file.name
+            if not packed.exists() or _sha256(packed) != file.sha256:
+                await _download(file, packed)
+            await asyncio.to_thread(unpack, packed, tree)
     name = canonicalize_name(wanted.name)
     origin = f"pypi:{name}=={file.version} sha256:{file.sha256}"
     return Fetched(name=name, version=str(file.version), origin=origin, tree=_only_folder(tree))
+
+
+@asynccontextmanager
+async def _only_one(folder: Path, download: str) -> AsyncIterator[None]:
+    """Nobody else fetches the same meanwhile, however it was asked for."""
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(download.encode()).hexdigest()[:16]
+    async with locked(locks / f"fetch-{name}", timeout_s=_LOCK_TIMEOUT_S):
+        yield
 
 
 # --- the index ----------------------------------------------------------------
@@ -113,11 +127,11 @@ async def _find(wanted: Requirement) -> _File:
 
 def _indexes() -> tuple[str, ...]:
     """The indexes that pip is configured for."""
-    said = _output([*_PYTHON, "-m", "pip", "config", "list"])
+    said = output([*_PYTHON, "-m", "pip", "config", "list"])
     urls = re.findall(r"^\S*?(?:extra-)?index-url='?([^'\n]*)'?$", said, re.MULTILINE)
     is_set = re.search(r"^\S*?(?<!extra-)index-url=", said, re.MULTILINE)
     if not is_set:
-        urls.insert(0, _output([*_PYTHON, "-c", _DEFAULT_INDEX]).strip())
+        urls.insert(0, output([*_PYTHON, "-c", _DEFAULT_INDEX]).strip())
     listed = [url for group in urls for url in group.split()]
     return tuple(dict.fromkeys(url for url in listed if url.startswith("http")))
 
@@ -201,52 +215,6 @@ async def _download(file: _File, target: Path) -> None:
     part.rename(target)
 
 
-# --- unpacking ----------------------------------------------------------------
-
-
-def _unpack(packed: Path, tree: Path) -> None:
-    part = tree.with_name(f"{tree.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        if packed.suffix == ".zip":
-            _unzip(packed, part)
-        else:
-            _untar(packed, part)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise TaskError(f"{packed.name} cannot be unpacked: {error}") from None
-    except OSError as error:
-        raise HostError.from_os(error, doing=f"cannot unpack {packed.name}") from error
-    part.rename(tree)
-
-
-def _untar(packed: Path, folder: Path) -> None:
-    with tarfile.open(packed) as archive:
-        members: list[tarfile.TarInfo] = []
-        num_bytes = 0
-        for member in archive:  # read one by one: a small archive can unpack to a disk full
-            members.append(member)
-            num_bytes += member.size
-            _check_size(packed, len(members), num_bytes)
-        # The filter refuses what leaves the folder, devices and odd modes.
-        archive.extractall(folder, members, filter="data")
-
-
-def _unzip(packed: Path, folder: Path) -> None:
-    with zipfile.ZipFile(packed) as archive:
-        infos = archive.infolist()
-        _check_size(packed, len(infos), sum(info.file_size for info in infos))
-        archive.extractall(folder)  # drops leading slashes and ..
-
-
-def _check_size(packed: Path, num_files: int, num_bytes: int) -> None:
-    if num_files > MAX_SOURCE_FILES or num_bytes > MAX_SOURCE_BYTES:
-        raise TaskError(
-            f"{packed.name} unpacks to more than {MAX_SOURCE_FILES} files or "
-            f"{MAX_SOURCE_BYTES >> 20} MiB"
-        )
-
-
 def _only_folder(tree: Path) -> Path:
     entries = list(tree.iterdir())
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else tree
@@ -260,56 +228,84 @@ def _sha256(path: Path) -> str:
 # --- git ----------------------------------------------------------------------
 
 
-def _from_git(origin: str, folder: Path) -> Fetched:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Commit:
+    """The HEAD of somebody's repository."""
+
+    top: Path
+    name: str
+    id: str
+    objects: str
+    object_format: str
+
+
+async def _from_git(origin: str, folder: Path) -> Fetched:
+    commit = await asyncio.to_thread(_head, origin)
+    tree = folder / "sources" / f"{commit.name}-{commit.id[:12]}"
+    async with _only_one(folder, tree.name):
+        num_uncommitted = await asyncio.to_thread(_take, commit, tree, folder / "downloads")
+    return Fetched(
+        name=commit.name,
+        version=commit.id[:10],
+        origin=f"git:{commit.name}@{commit.id}",
+        tree=tree,
+        num_uncommitted=num_uncommitted,
+    )
+
+
+def _head(origin: str) -> _Commit:
     repository = Path(origin).expanduser()
     if not repository.is_dir():
         raise TaskError(f"there is no folder {repository}")
-    git = (*_GIT, "-C", str(repository))
+    look = (*_GIT, "-C", str(repository), "rev-parse")
     try:
-        commit = _output([*git, "rev-parse", "--verify", "HEAD^{commit}"]).strip()
-        top = Path(_output([*git, "rev-parse", "--show-toplevel"]).strip())
+        commit = output([*look, "--verify", "HEAD^{commit}"]).strip()
+        top = Path(output([*look, "--show-toplevel"]).strip())
+        objects = output([*look, "--path-format=absolute", "--git-path", "objects"])
+        form = output([*look, "--show-object-format"]).strip()
     except HostError as error:
         raise TaskError(f"{repository} is no git repository with a commit: {error}") from None
     name = canonicalize_name(top.name)
-    tree = folder / "sources" / f"{name}-{commit[:12]}"
-    if not tree.exists():
-        packed = folder / "downloads" / f"{name}-{commit[:12]}.tar"
-        packed.parent.mkdir(parents=True, exist_ok=True)
-        _archive(git, commit, packed.absolute())
-        _unpack(packed, tree)
-        packed.unlink()
-    origin = f"git:{name}@{commit}"
-    return Fetched(name=name, version=commit[:10], origin=origin, tree=tree)
+    return _Commit(top=top, name=name, id=commit, objects=objects, object_format=form)
 
 
-def _archive(git: Sequence[str], commit: str, out: Path) -> None:
-    """Pack a commit's files, by a repository of ours that only borrows the objects.
+def _take(commit: _Commit, tree: Path, downloads: Path) -> int | None:
+    """Unpack a commit, unless that was done; how many files of its folder are not in it."""
+    with _borrowed(commit) as ours:
+        if not tree.exists():
+            packed = downloads / f"{tree.name}.tar"
+            packed.parent.mkdir(parents=True, exist_ok=True)
+            out = str(packed.absolute())
+            output([*_GIT, "-C", ours, "archive", "--format=tar", "-o", out, commit.id])
+            unpack(packed, tree)
+            packed.unlink()
+        return _num_uncommitted(commit, ours)
 
-    The project's own configuration could name filters and remotes, which are commands.
+
+@contextmanager
+def _borrowed(commit: _Commit) -> Iterator[str]:
+    """A repository of ours that only borrows the objects.
+
+    The project's own configuration could name filters, monitors and remotes, which are commands.
     """
-    said = _output([*git, "rev-parse", "--path-format=absolute", "--git-path", "objects"])
-    form = _output([*git, "rev-parse", "--show-object-format"]).strip()
     with tempfile.TemporaryDirectory(prefix="palestra-git-") as ours:
-        init = ("init", "-q", "--bare", "--template=", f"--object-format={form}", ours)
-        _output([*_GIT, *init])
+        form = f"--object-format={commit.object_format}"
+        output([*_GIT, "init", "-q", "--bare", "--template=", form, ours])
         info = Path(ours) / "info"
         info.mkdir()
         (info / "attributes").write_text(_ATTRIBUTES)
         borrowed = Path(ours) / "objects" / "info" / "alternates"
         borrowed.parent.mkdir(exist_ok=True)
-        borrowed.write_text(said)
-        _output([*_GIT, "-C", ours, "archive", "--format=tar", "-o", str(out), commit])
+        borrowed.write_text(commit.objects)
+        yield ours
 
 
-def _output(command: Sequence[str]) -> str:
-    # Variables such as GIT_DIR, which hooks have, would name another repository.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+def _num_uncommitted(commit: _Commit, ours: str) -> int | None:
+    git = (*_GIT, f"--git-dir={ours}", f"--work-tree={commit.top}")
+    status = ("status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=all")
     try:
-        done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HostError(f"{command[0]} cannot be run: {error}") from error
-    if done.returncode != 0:
-        raise HostError(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-300:]}")
-    return done.stdout
+        output([*git, "update-ref", "--no-deref", "HEAD", commit.id])
+        output([*git, "read-tree", commit.id])
+        return len(output([*git, *status]).splitlines())
+    except HostError:
+        return None  # only a word would come of it
