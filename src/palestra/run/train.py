@@ -84,15 +84,13 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
     """
     async with AsyncExitStack() as stack:
         events = stack.enter_context(_events(recipe, run, watcher))
-        facts = gather_facts(sys.argv[1:], accelerators=_accelerators())
-        events.emit("run.started", facts=facts)
+        events.emit("run.started", facts=gather_facts(sys.argv[1:], accelerators=_accelerators()))
         environment = await stack.enter_async_context(_environment(recipe, run, watcher, events))
         store = CheckpointStore(run.checkpoints, recipe.checkpoints.keep_last, events=events)
         watcher.say("loading the model")
         trainer, checkpoint = await asyncio.to_thread(_trainer, recipe, run, tasks, store)
         if checkpoint is None:
-            tokenizer = load_tokenizer(trainer.model_path)
-            warmup = Warmup(recipe, tasks.warmstart, tokenizer, environment, watcher, events)
+            warmup = _warmup(recipe, tasks, trainer, environment, watcher, events)
             await warmup.run(trainer)
             checkpoint = await asyncio.to_thread(_first_checkpoint, trainer, store)
         progress = Progress.from_wire(checkpoint.progress)
@@ -107,17 +105,9 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
                 say=watcher.say,
             )
         )
-        gateway = await stack.enter_async_context(
-            _gateway(engine, checkpoint.model, recipe, environment)
-        )
-        collector = RolloutCollector(
-            environment,
-            gateway,
-            sampling=recipe.sampling,
-            infra_retries=recipe.rollouts.infra_retries,
-            seed=recipe.seed,
-            events=events,
-        )
+        serving_gateway = _gateway(engine, checkpoint.model, recipe, environment)
+        gateway = await stack.enter_async_context(serving_gateway)
+        collector = _collector(recipe, environment, gateway, events)
         scheduler = await stack.enter_async_context(
             _scheduler(recipe, tasks, collector, environment, progress, watcher, events)
         )
@@ -144,6 +134,31 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             observer=watcher,
         )
         return await loop.run(recipe.training.steps)
+
+
+def _warmup(
+    recipe: Recipe,
+    tasks: RunTasks,
+    trainer: Trainer,
+    environment: EnvironmentClient,
+    watcher: Watcher,
+    events: EventSink,
+) -> Warmup:
+    tokenizer = load_tokenizer(trainer.model_path)
+    return Warmup(recipe, tasks.warmstart, tokenizer, environment, watcher, events)
+
+
+def _collector(
+    recipe: Recipe, environment: EnvironmentClient, gateway: GatewayClient, events: EventSink
+) -> RolloutCollector:
+    return RolloutCollector(
+        environment,
+        gateway,
+        sampling=recipe.sampling,
+        infra_retries=recipe.rollouts.infra_retries,
+        seed=recipe.seed,
+        events=events,
+    )
 
 
 @contextmanager
