@@ -55,6 +55,7 @@ class ScriptedModelServer:
     Args:
         replies: played in order, the last for ever, whoever asks; or a function of
             the request, for several conversations at once.
+        port: to listen on, on loopback; 0: any free one.
 
     Attributes:
         requests: the bodies that came, in order.
@@ -62,7 +63,8 @@ class ScriptedModelServer:
         num_waiting: requests that are being answered now.
     """
 
-    def __init__(self, replies: Sequence[str | ScriptedReply] | Policy) -> None:
+    def __init__(self, replies: Sequence[str | ScriptedReply] | Policy, *, port: int = 0) -> None:
+        self._port = port
         self._policy = replies if callable(replies) else _in_order(replies)
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Mapping[str, str]] = []
@@ -82,7 +84,7 @@ class ScriptedModelServer:
         app.add_api_route("/v1/chat/completions", self._complete, methods=["POST"])
         # Without a named protocol asyncio leaves Nagle's delay on.
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._listener.bind(("127.0.0.1", 0))
+        self._listener.bind(("127.0.0.1", self._port))
         self._listener.listen(512)
         config = uvicorn.Config(
             app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
