@@ -61,7 +61,7 @@ def fleet_of(
     return Fleet(places, weights=folder, max_context=2000, events=events, **options)  # type: ignore[arg-type]
 
 
-async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
     for _ in range(int(seconds / 0.02)):
         if holds():
             return

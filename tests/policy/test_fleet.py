@@ -43,6 +43,22 @@ async def test_a_conversation_stays_where_it_was_and_others_spread(tmp_path: Pat
     assert all(place for place in places), f"a server had nothing to do: {places}"
 
 
+async def test_a_crowded_server_lets_conversations_go(tmp_path: Path) -> None:
+    start = weights(tmp_path, 0)
+    async with (
+        fronts(start, 2, pace_s=0.05, chunk_ids=8) as running,
+        fleet_of(running, start, MemoryEvents()) as fleet,
+    ):
+        # All of them come to the same ids, so they are one conversation, and at one server.
+        generation = await fleet.generate([1, 2], SAMPLING)
+        ids = [1, 2, *generation.ids, 3]
+        many = [asyncio.create_task(fleet.generate([*ids, n], SAMPLING)) for n in range(24)]
+        await until(lambda: sum(len(asked(r)) for r in running) == 25)
+        await asyncio.gather(*many)
+    few, most = sorted(len(asked(r)) for r in running)
+    assert 4 <= few < most, (few, most)
+
+
 async def test_a_running_answer_goes_on_under_new_weights(tmp_path: Path) -> None:
     folders = {n: weights(tmp_path, n) for n in (0, 5)}
     events = MemoryEvents()

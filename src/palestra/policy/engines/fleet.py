@@ -29,6 +29,8 @@ MAX_REPLAYS = 8
 """Servers that may be lost over one request: one that kills servers must not kill them all."""
 MAX_ABORTS = 64
 BUSY_DELAY_S = 0.5
+CROWDED, CROWDED_TIMES = 8, 2
+"""A conversation leaves its server when that has so many more requests than another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,13 +208,18 @@ class Fleet:
 
     def _pick(self, ids: Sequence[int]) -> Member | None:
         """The server of this conversation, else the one with the least to do; none: wait."""
+        serving = [member for member in self._members if member.state is State.SERVING]
+        least = min(serving, key=lambda m: (m.in_flight, m.num_taken), default=None)
         known = self._affinity.find(ids)
         for member in self._members:
-            if member.url == known and member.state is not State.DOWN:
-                # Weights are read in less time than a long prefix is computed.
-                return member if member.state is State.SERVING else None
-        serving = [member for member in self._members if member.state is State.SERVING]
-        return min(serving, key=lambda m: (m.in_flight, m.num_taken), default=None)
+            if member.url != known or member.state is State.DOWN:
+                continue
+            if member.state is State.LOADING:
+                return None  # weights are read in less time than a long prefix is computed
+            # After an outage the others have all conversations, and the one that is back none.
+            is_crowded = least and member.in_flight > CROWDED + CROWDED_TIMES * least.in_flight
+            return least if is_crowded else member
+        return least
 
     # --- weights ----------------------------------------------------------------
 

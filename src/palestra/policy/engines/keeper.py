@@ -29,7 +29,11 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: list[str]) -> int:
     """Run the command; its exit code, or 128 and the number of the signal that ended it."""
     grace_s, command = float(arguments[0]), arguments[1:]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_of_its_own())
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=_of_its_own())
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+        return 127
     try:
         while process.poll() is None:
             readable, _, _ = select.select([0], [], [], POLL_S)

@@ -22,6 +22,7 @@ WATCH_EVERY_S = 20.0
 MAX_MISSED = 3
 """Looks at a serving server in a row that may fail before it counts as hung."""
 SAY_EVERY_S = 15.0
+ENDING_S = 0.5
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 SETTLED_S = 120.0
 """A server that served this long is restarted without delay."""
@@ -255,6 +256,9 @@ class Member:
         watching = asyncio.ensure_future(self._watch())
         try:
             await asyncio.wait({gone, watching, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not watching.done():
+                # Its end says more than a broken connection, and comes a little later.
+                await asyncio.wait({gone}, timeout=ENDING_S)
             if gone.done():
                 return gone.result() + self._host.last_words(), False
             if watching.done():
