@@ -35,7 +35,7 @@ from palestra.forge.metadata import Metadata, read_metadata
 from palestra.forge.records import Project
 from palestra.forge.requirements import install, installed, joined
 
-LAYOUT_VERSION = 3
+LAYOUT_VERSION = 4
 """Raised whenever an equal project would give another image."""
 WORKDIR = "testbed"
 _LOCK_TIMEOUT_S = 1800.0
