@@ -28,7 +28,7 @@ class LaunchSection(Section):
     command: tuple[str, ...] = Field(
         (),
         description="Program that is started, with its first arguments; none: this Python with "
-        "-m sglang.launch_server, or -m vllm.entrypoints.cli.main serve.",
+        "-m sglang.launch_server or -m vllm.entrypoints.openai.api_server.",
     )
     args: tuple[str, ...] = Field((), description="Further arguments, as the engine spells them.")
     start_timeout_s: float = Field(

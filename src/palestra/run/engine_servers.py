@@ -10,7 +10,6 @@ from pathlib import Path
 from palestra.addresses import LOOPBACK
 from palestra.config import EngineSection, Recipe
 from palestra.config_engine import LaunchSection
-from palestra.errors import ConfigError
 from palestra.events import EventSink, NullEvents
 from palestra.policy.engines.commands import launch_command, launch_environment
 from palestra.policy.engines.fleet import Fleet, Place
@@ -19,6 +18,7 @@ from palestra.policy.engines.processes import Launched
 from palestra.policy.engines.protocol import Engine
 from palestra.policy.engines.remote import Server
 from palestra.policy.engines.sglang import SGLangServer
+from palestra.policy.engines.vllm import VLLMServer
 from palestra.run.policy import local_engine
 from palestra.serving import listen
 
@@ -84,9 +84,7 @@ def _places(recipe: Recipe, model: Path, logs: Path) -> Iterator[Place]:
 
 
 def _server(section: EngineSection, url: str) -> Server:
-    if section.kind == "sglang":
-        return SGLangServer(url)
-    raise ConfigError(f"engine.kind: {section.kind} has no servers")
+    return SGLangServer(url) if section.kind == "sglang" else VLLMServer(url)
 
 
 def _ports(launch: LaunchSection) -> tuple[int, ...]:

@@ -26,6 +26,23 @@ def sglang_command(
     )
 
 
+def vllm_command(
+    launch: LaunchSection, model: ModelSection, folder: Path, *, host: str, port: int
+) -> tuple[str, ...]:
+    """Start vLLM on the model in ``folder``."""
+    share = launch.memory_share
+    return (
+        *(launch.command or (sys.executable, "-m", "vllm.entrypoints.openai.api_server")),
+        *("--model", str(folder), "--host", host, "--port", str(port)),
+        *("--tensor-parallel-size", str(launch.tensor_parallel), "--dtype", model.dtype),
+        *("--max-model-len", str(model.max_context)),
+        # Raw ones are those of temperature 1, whatever was sampled at.
+        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+        *(() if share is None else ("--gpu-memory-utilization", str(share))),
+        *launch.args,
+    )
+
+
 def launch_command(
     section: EngineSection,
     launch: LaunchSection,
@@ -36,13 +53,14 @@ def launch_command(
     port: int,
 ) -> tuple[str, ...]:
     """Start a server of the section's kind on the model in ``folder``."""
-    return sglang_command(launch, model, folder, host=host, port=port)
+    command = sglang_command if section.kind == "sglang" else vllm_command
+    return command(launch, model, folder, host=host, port=port)
 
 
 def launch_environment(
     launch: LaunchSection, number: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """Variables for the server ``number``, from 0: which GPUs are its own.
+    """Variables for the server ``number``, from 0: which GPUs are its own, and vLLM's mode.
 
     Args:
         launch: how many GPUs each takes, and from which on.
@@ -52,7 +70,7 @@ def launch_environment(
     first = launch.first_gpu + number * launch.tensor_parallel
     wanted = range(first, first + launch.tensor_parallel)
     visible = environment.get(_VISIBLE, "")
-    if not visible.strip():
-        return {_VISIBLE: ",".join(map(str, wanted))}
-    seen = [name.strip() for name in visible.split(",")]
-    return {_VISIBLE: ",".join(seen[i] for i in wanted if i < len(seen))}
+    seen = [name.strip() for name in visible.split(",") if name.strip()]
+    names = [seen[i] for i in wanted if i < len(seen)] if seen else map(str, wanted)
+    # vLLM has its endpoints for new weights in this mode only.
+    return {_VISIBLE: ",".join(names), "VLLM_SERVER_DEV_MODE": "1"}

@@ -132,6 +132,8 @@ class Member:
         finally:
             self.in_flight -= 1
             await _ended(asking)
+        if not sample.ids and oldest is not None:
+            return sample, oldest  # aborted before its first id, it is of no weights
         version = self._versions.get(sample.stamp or "")
         if version is None or oldest is None or version < oldest:
             reason = f"its weights are stamped {sample.stamp!r}, which are not those given to it"
