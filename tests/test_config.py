@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from palestra.errors import ConfigError
-from palestra.recipe_files import load_recipe, parse_recipe, recipe_keys
+from palestra.recipe_files import load_recipe, parse_recipe, recipe_data, recipe_keys
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -68,3 +68,32 @@ def test_sections_that_contradict_each_other_are_refused() -> None:
         parse_recipe({"sampling": {"max_new_tokens": 64}, "model": {"max_context": 64}})
     with pytest.raises(ConfigError, match="top_p"):
         parse_recipe({"sampling": {"top_p": 0.9}})
+
+
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ({"urls": ["http://a:1"]}, "local is no server"),
+        ({"kind": "sglang"}, "either urls"),
+        ({"kind": "vllm", "urls": ["http://a:1"], "launch": True}, "either urls"),
+        ({"kind": "sglang", "urls": ["a:1"]}, "no http:// address"),
+        ({"kind": "sglang", "urls": ["http://a:1", "http://a:1"]}, "named twice"),
+        ({"kind": "sglang", "launch": {"server": 2}}, "did you mean servers?"),
+        ({"kind": "sglang", "launch": {"memory_share": 1.5}}, "engine.launch.memory_share"),
+        ({"kind": "tgi"}, "engine.kind"),
+    ],
+)
+def test_an_engine_is_in_one_place(engine: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_recipe({"engine": engine})
+    assert says in str(raised.value)
+
+
+def test_launch_may_be_said_in_short_and_survives_being_written_down() -> None:
+    recipe = parse_recipe({"engine": {"kind": "sglang", "launch": True}})
+    assert recipe.engine.launch is not None
+    assert recipe.engine.launch.servers == 1
+    assert parse_recipe(recipe_data(recipe)) == recipe
+    more = parse_recipe({}, ["engine.kind=sglang", "engine.launch.servers=2"])
+    assert more.engine.launch is not None
+    assert more.engine.launch.servers == 2

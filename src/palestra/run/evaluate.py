@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -111,16 +112,24 @@ async def run_episodes(
 
 @asynccontextmanager
 async def model_endpoint(name: str, recipe: Recipe) -> AsyncIterator[ModelEndpoint]:
-    """Serve a model (a checkpoint's folder, ``demo``) with the local engine, for one evaluation.
+    """Serve a model (a checkpoint's folder, ``demo``) with the recipe's engine, for one evaluation.
 
     Raises:
         ConfigError: there is no such model.
     """
-    from palestra.run.policy import find_model, load_tokenizer, local_engine, serving
+    from palestra.run.engine_servers import engine_of
+    from palestra.run.policy import find_model, load_tokenizer, serving
 
     folder = find_model(name)
     async with (
-        local_engine(folder, recipe) as engine,
+        _temporary_folder() as logs,
+        engine_of(recipe, model=folder, weights=folder, version=0, logs=logs) as engine,
         serving(engine, load_tokenizer(folder), recipe, name=folder.name) as url,
     ):
         yield ModelEndpoint(base_url=f"{url}/v1", model=folder.name)
+
+
+@asynccontextmanager
+async def _temporary_folder() -> AsyncIterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="palestra-engines-") as folder:
+        yield Path(folder)
