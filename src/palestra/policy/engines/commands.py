@@ -36,8 +36,9 @@ def vllm_command(
         *("--model", str(folder), "--host", host, "--port", str(port)),
         *("--tensor-parallel-size", str(launch.tensor_parallel), "--dtype", model.dtype),
         *("--max-model-len", str(model.max_context)),
-        # Raw ones are those of temperature 1, whatever was sampled at.
+        # Raw logprobs are those of temperature 1, whatever was sampled at.
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+        "--enable-scale-out",  # ids in and ids out
         *(() if share is None else ("--gpu-memory-utilization", str(share))),
         *launch.args,
     )

@@ -1,7 +1,8 @@
 """vLLM over HTTP: ids in, ids and logprobs out.
 
-Speaks ``POST /inference/v1/generate`` with ``token_ids``, and vLLM's endpoints for weights,
-which a server has under ``VLLM_SERVER_DEV_MODE=1``. Its logprobs are those of the sampling
+Speaks ``POST /inference/v1/generate`` with ``token_ids``, which a server has with
+``--enable-scale-out``, and vLLM's endpoints for weights, which it has under
+``VLLM_SERVER_DEV_MODE=1``. Its logprobs are those of the sampling
 temperature only under ``--logprobs-mode processed_logprobs``. vLLM says for each answer which
 weights sampled which of its ids.
 """
