@@ -290,10 +290,10 @@ class Member:
         if not lost.done():
             lost.set_result(reason)
         if lost is self._lost:
+            self.trouble = reason
             self._become(State.DOWN)
 
     def _fell(self, reason: str) -> None:
-        self.trouble = reason
         self._lose(self._lost, reason)
         self._events.emit("engine.down", url=self.url, reason=reason)
 
