@@ -252,7 +252,8 @@ class SamplingParams:
     """How one turn is sampled.
 
     Logprobs are reported at ``temperature``; temperature 0 is greedy and its
-    logprobs are those of temperature 1.
+    logprobs are those of temperature 1. Engines know the first five; which of the
+    others one knows, it says itself (``sampling_options``).
     """
 
     temperature: float = 1.0
@@ -260,6 +261,27 @@ class SamplingParams:
     max_new_tokens: int = 1024
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
+    stop: tuple[str, ...] = ()
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def distortions(self) -> tuple[str, ...]:
+        """The options under which ids are not drawn from what the logprobs describe."""
+        wanted = {
+            "top_p": self.top_p < 1,
+            "top_k": self.top_k is not None,
+            "min_p": self.min_p is not None,
+            "frequency_penalty": self.frequency_penalty is not None,
+            "presence_penalty": self.presence_penalty is not None,
+            "repetition_penalty": self.repetition_penalty is not None,
+            "logit_bias": bool(self.logit_bias),
+        }
+        return tuple(name for name, asked in wanted.items() if asked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,10 +301,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an engine answers: the sampled segments and why it stopped."""
+    """What an engine answers: the sampled segments and why it stopped.
+
+    ``cached_tokens`` counts prompt ids that the engine did not compute anew.
+    """
 
     segments: tuple[Segment, ...]
     finish_reason: FinishReason
+    cached_tokens: int | None = None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -302,6 +328,10 @@ class Turn:
     The prompt of a turn is its parent's whole path (context and samples)
     followed by ``context_ids``; storing only the suffix keeps a session linear
     in its length. A turn whose history was rewritten has no parent.
+
+    ``began_s`` are seconds after the session was opened; ``distortions`` name the
+    sampling options (:attr:`SamplingParams.distortions`) that make the turn unfit
+    for losses which read its logprobs.
     """
 
     index: int
@@ -311,6 +341,9 @@ class Turn:
     finish_reason: FinishReason
     temperature: float
     duration_s: float
+    began_s: float | None = None
+    cached_tokens: int | None = None
+    distortions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.parent is not None and not 0 <= self.parent < self.index:
@@ -327,7 +360,7 @@ class TokenPath:
     """A root-to-leaf path of a trace, one entry per id; the unit of training."""
 
     ids: tuple[int, ...]
-    trainable: tuple[bool, ...]  # sampled, and on no earlier path of the trace
+    trainable: tuple[bool, ...]  # sampled, on no earlier path, and no abandoned answer
     logprobs: tuple[float, ...]  # 0.0 where not sampled
     versions: tuple[int, ...]  # -1 where not sampled
     temperatures: tuple[float, ...]  # that the id was sampled at; 1.0 where not sampled
@@ -341,9 +374,14 @@ class Trace:
     turns: tuple[Turn, ...]
 
     def paths(self) -> tuple[TokenPath, ...]:
-        """One path per leaf; a prefix that several share is trainable on the first only."""
+        """One path per leaf; a prefix that several share is trainable on the first only.
+
+        An answer that was asked for again, and not gone on from, is not trainable where
+        another answer to the same prompt was gone on from or came later: the episode's
+        outcome says nothing about it.
+        """
         parents = {turn.parent for turn in self.turns}
-        trained: set[int] = set()
+        trained = self._abandoned(parents)
         paths = []
         for leaf in self.turns:
             if leaf.index not in parents:
@@ -351,6 +389,20 @@ class Trace:
                 paths.append(_flatten(chain, trained))
                 trained.update(turn.index for turn in chain)
         return tuple(paths)
+
+    def _abandoned(self, parents: set[int | None]) -> set[int]:
+        kept: dict[tuple[int | None, tuple[int, ...]], Turn] = {}
+        abandoned: set[int] = set()
+        for turn in self.turns:
+            request = (turn.parent, turn.context_ids)
+            other = kept.get(request)
+            if other is None or other.index not in parents:
+                if other is not None:
+                    abandoned.add(other.index)
+                kept[request] = turn
+            elif turn.index not in parents:
+                abandoned.add(turn.index)
+        return abandoned
 
     def prompt_ids(self, turn: Turn) -> tuple[int, ...]:
         """The whole prompt that ``turn`` was sampled from."""

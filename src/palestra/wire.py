@@ -7,7 +7,7 @@ Two conversations: a trainer (ours, Gym's, Miles') with the environment server
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -120,7 +120,10 @@ class RunResponse(BaseModel):
 
 
 class SessionRequest(BaseModel):
-    """Body of ``POST /sessions``: the budget, which overrides what the agent asks for."""
+    """Body of ``POST /sessions``: the budget, which overrides what the agent asks for.
+
+    ``purpose`` (none: training) decides on options that spoil logprobs (``docs/gateway.md``).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -129,6 +132,7 @@ class SessionRequest(BaseModel):
     max_new_tokens: int | None = Field(None, gt=0)
     max_total_tokens: int | None = Field(None, gt=0)
     seed: int | None = None
+    purpose: Literal["training", "evaluation"] | None = None
 
 
 class SessionResponse(BaseModel):

@@ -11,7 +11,7 @@ from palestra.policy.gateway.history import Conversation, empty_history, longer_
 from palestra.policy.gateway.ledger import Ledger, LedgerFull, SessionLimits, UnknownSession
 from palestra.policy.gateway.tree import TurnTree
 from palestra.policy.rendering import ChatMLRenderer
-from palestra.records import FinishReason, Generation, Message, Segment, ToolCall, Trace
+from palestra.records import FinishReason, Generation, Message, Segment, ToolCall, Trace, Turn
 
 END = "<|im_end|>"
 
@@ -217,8 +217,36 @@ def test_any_editing_agent_gets_the_prompt_it_asked_for(tree: TurnTree, seed: in
     trace = Trace(session_id="s", turns=tree.turns)
     for index, prompt in asked:
         assert trace.prompt_ids(tree.turns[index]) == prompt
+    parents = {turn.parent for turn in tree.turns}
+    answers: dict[Any, list[Turn]] = {}
+    for turn in tree.turns:
+        answers.setdefault((turn.parent, turn.context_ids), []).append(turn)
+    kept = [
+        turn
+        for same in answers.values()
+        for turn in ([t for t in same if t.index in parents] or same[-1:])
+    ]
     num_trained = sum(sum(path.trainable) for path in trace.paths())
-    assert num_trained == sum(len(turn.sampled_ids) for turn in tree.turns)
+    assert num_trained == sum(len(turn.sampled_ids) for turn in kept)
+
+
+def test_an_answer_that_was_asked_for_again_is_not_trained(tree: TurnTree) -> None:
+    grow(tree, talk(user("u1")), "lost")
+    grow(tree, talk(user("u1")), "used")
+    grow(tree, talk(user("u1"), said("used"), user("u2")), "a2")
+    grow(tree, talk(user("u1")), "asked for later, and left")
+    paths = Trace(session_id="s", turns=tree.turns).paths()
+    trained = [decode([i for i, t in zip(p.ids, p.trainable, strict=True) if t]) for p in paths]
+    assert trained == ["", f"used{END}a2{END}", ""]
+
+
+def test_the_last_of_several_answers_is_trained_when_none_was_gone_on_from(
+    tree: TurnTree,
+) -> None:
+    for text in ("one", "two", "three"):
+        grow(tree, talk(user("u1")), text)
+    paths = Trace(session_id="s", turns=tree.turns).paths()
+    assert [any(path.trainable) for path in paths] == [False, False, True]
 
 
 # --- the ledger ---------------------------------------------------------------

@@ -83,16 +83,25 @@ def completion_to_wire(completion: Completion, *, model: str, with_ids: bool) ->
         "created": int(time.time()),
         "model": model,
         "choices": [choice],
-        "usage": {
-            "prompt_tokens": len(completion.prompt_ids),
-            "completion_tokens": len(sampled),
-            "total_tokens": len(completion.prompt_ids) + len(sampled),
-        },
+        "usage": usage_to_wire(completion),
     }
     if with_ids:
         body["prompt_token_ids"] = completion.prompt_ids
         choice["token_ids"] = sampled
     return body
+
+
+def usage_to_wire(completion: Completion) -> dict[str, Any]:
+    """OpenAI's ``usage``; what was cached is told where the engine tells it."""
+    num_prompt, num_sampled = len(completion.prompt_ids), len(completion.generation.ids)
+    usage: dict[str, Any] = {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_sampled,
+        "total_tokens": num_prompt + num_sampled,
+    }
+    if completion.generation.cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": completion.generation.cached_tokens}
+    return usage
 
 
 def logprobs_to_wire(generation: Generation, tokenizer: Tokenizer) -> dict[str, Any]:

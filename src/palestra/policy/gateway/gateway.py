@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import replace
-from typing import TypeVar
 
 from palestra.errors import ContextOverflow, EngineError, PalestraError
 from palestra.policy.engines.protocol import Engine
 from palestra.policy.gateway.answers import Completion, read_answer
+from palestra.policy.gateway.asks import Ask
 from palestra.policy.gateway.ledger import Ledger, Session, SessionLimits
-from palestra.policy.gateway.requests import BadRequest, ChatRequest
+from palestra.policy.gateway.requests import BadRequest
+from palestra.policy.gateway.sampling import decide
 from palestra.policy.gateway.tree import Placement
 from palestra.policy.rendering.protocol import Renderer, Tokenizer
 from palestra.records import Generation, SamplingParams
 
-Value = TypeVar("Value")
+OUTSIDE = SessionLimits(purpose="evaluation")
+"""Of requests outside of any session: nobody trains on them."""
 
 
 class Gateway:
-    """Answers chat completions from an engine and keeps what was sampled.
+    """Answers conversations from an engine and keeps what was sampled.
 
     Args:
         engine: samples.
@@ -64,22 +65,22 @@ class Gateway:
             return self.engine.max_context
         return min(self._max_context, self.engine.max_context)
 
-    async def complete(self, request: ChatRequest, session_id: str | None) -> Completion:
+    async def complete(self, ask: Ask, session_id: str | None) -> Completion:
         """Answer one request; within a session the turn goes into the ledger.
 
         Raises:
             UnknownSession: there is no such session, or it was taken meanwhile.
             ContextOverflow: the context or the session's token budget is full.
-            BadRequest: the renderer cannot render the messages.
+            BadRequest: the renderer cannot render the messages, or an option is refused.
             EngineError: the engine failed or took too long.
         """
         if session_id is not None:
             session = self.ledger.get(session_id)
-            return await session.run(self._answer(request, session))
-        passing = Session("", SessionLimits(), self._renderer)
+            return await session.run(self._once(ask, session))
+        passing = Session("", OUTSIDE, self._renderer)
         self._passing.add(passing)
         try:
-            return await passing.run(self._answer(request, passing))
+            return await passing.run(self._once(ask, passing))
         finally:
             self._passing.discard(passing)
 
@@ -89,45 +90,71 @@ class Gateway:
         for session in self._passing:
             session.close()
 
-    async def _answer(self, request: ChatRequest, session: Session) -> Completion:
-        conversation = request.conversation()
+    async def _once(self, ask: Ask, session: Session) -> Completion:
+        """Answer a request, and a retry of one with the answer that there is."""
+        placement = self._place(ask, session)
+        earlier = await session.retries.earlier(ask.attempt, placement.history)
+        if earlier is not None:
+            index, answer = earlier
+            turn = session.tree.packed.turn(index)
+            return Completion(
+                answer=answer,
+                prompt_ids=tuple(session.tree.packed.path(index)[0]),
+                generation=Generation(
+                    segments=turn.segments,
+                    finish_reason=turn.finish_reason,
+                    cached_tokens=turn.cached_tokens,
+                ),
+            )
+        with session.retries.answering(ask.attempt, placement.history):
+            return await self._answer(ask, session, placement)
+
+    def _place(self, ask: Ask, session: Session) -> Placement:
         try:
-            placement = session.tree.place(conversation)
+            return session.tree.place(ask.conversation)
         except ValueError as error:
             raise BadRequest(str(error), field="messages", status=400) from error
-        sampling = self._sampling(request, session, placement)
-        started_s = time.perf_counter()
+
+    async def _answer(self, ask: Ask, session: Session, placement: Placement) -> Completion:
+        sampling = self._sampling(ask, session, placement)
+        began_s = session.age_s
         with session.reserving(placement.num_context + sampling.max_new_tokens):
             generation = await self._generate(placement.prompt_ids, sampling)
         answer = read_answer(
             self._renderer,
             generation,
-            conversation=conversation,
+            conversation=ask.conversation,
             prompt_ids=placement.prompt_ids,
-            stop_strings=request.stop_strings,
+            stop_strings=ask.stop_strings,
         )
-        session.tree.append(
+        turn = session.tree.append(
             placement,
             generation,
             answer=answer.message,
+            thought=answer.reasoning,
             temperature=sampling.temperature,
-            duration_s=time.perf_counter() - started_s,
+            began_s=began_s,
+            duration_s=session.age_s - began_s,
+            distortions=sampling.distortions,
         )
+        session.retries.answered(ask.attempt, placement.history, turn.index, answer)
+        self.ledger.grown(session)
         return Completion(answer=answer, prompt_ids=placement.prompt_ids, generation=generation)
 
-    def _sampling(
-        self, request: ChatRequest, session: Session, placement: Placement
-    ) -> SamplingParams:
-        """The session decides, then the agent, then the defaults; the room bounds them all."""
-        limits, defaults = session.limits, self._defaults
-        wanted = _first(limits.max_new_tokens, request.max_new_tokens, defaults.max_new_tokens)
+    def _sampling(self, ask: Ask, session: Session, placement: Placement) -> SamplingParams:
+        """What was decided, bounded by the room that is left."""
+        sampling = decide(
+            ask.wishes,
+            ask.stop_strings,
+            limits=session.limits,
+            defaults=self._defaults,
+            engine=self.engine,
+        )
         return replace(
-            defaults,
-            temperature=_first(limits.temperature, request.temperature, defaults.temperature),
-            top_p=_first(limits.top_p, request.top_p, defaults.top_p),
-            max_new_tokens=min(wanted, self._room(session, placement)),
+            sampling,
+            max_new_tokens=min(sampling.max_new_tokens, self._room(session, placement)),
             stop_token_ids=self._stop_token_ids,
-            seed=session.next_seed() if limits.seed is not None else request.seed,
+            seed=sampling.seed if session.limits.seed is None else session.next_seed(),
         )
 
     def _room(self, session: Session, placement: Placement) -> int:
@@ -163,7 +190,3 @@ class Gateway:
         # Whatever else an engine lets through is still the engine's failure.
         except Exception as error:
             raise EngineError(f"the engine failed: {type(error).__name__}: {error}") from error
-
-
-def _first(*values: Value | None) -> Value:
-    return next(value for value in values if value is not None)

@@ -6,114 +6,24 @@ changing, so two takers of one session cannot both get it.
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable
 
 from palestra.errors import GatewayError
-from palestra.policy.gateway.tree import TurnTree
+from palestra.policy.gateway.session import Session, SessionLimits, UnknownSession
+from palestra.policy.gateway.spill import SpillFolder
 from palestra.policy.rendering.protocol import Renderer
 from palestra.records import Trace
 
-Result = TypeVar("Result")
+__all__ = ["Ledger", "LedgerFull", "Session", "SessionLimits", "UnknownSession"]
 
-
-class UnknownSession(GatewayError):
-    """No such session: never opened, taken, dropped, or expired."""
+logger = logging.getLogger(__name__)
 
 
 class LedgerFull(GatewayError):
     """As many sessions are open as the ledger may hold."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionLimits:
-    """What a session decides in the agent's place; ``None`` leaves it to the agent.
-
-    ``max_total_tokens`` bounds the ids of the whole trace: the contexts and the
-    samples of every turn, each counted once.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    max_new_tokens: int | None = None
-    max_total_tokens: int | None = None
-    seed: int | None = None
-
-
-class Session:
-    """One episode's conversations with the policy."""
-
-    def __init__(self, session_id: str, limits: SessionLimits, renderer: Renderer) -> None:
-        self.session_id = session_id
-        self.limits = limits
-        self.tree = TurnTree(renderer)
-        self._reserved = 0
-        self._asked = 0
-        self._closed = False
-        self._running: set[asyncio.Task[Any]] = set()
-
-    @property
-    def trace(self) -> Trace:
-        """The turns recorded so far."""
-        return Trace(session_id=self.session_id, turns=self.tree.turns)
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is being answered now."""
-        return bool(self._running)
-
-    @property
-    def room(self) -> int | None:
-        """Ids that the token budget still allows; ``None`` without a budget."""
-        if self.limits.max_total_tokens is None:
-            return None
-        return self.limits.max_total_tokens - self.tree.num_ids - self._reserved
-
-    @contextmanager
-    def reserving(self, num_ids: int) -> Iterator[None]:
-        """Hold a part of the budget, so that requests at once cannot overdraw it together."""
-        self._reserved += num_ids
-        try:
-            yield
-        finally:
-            self._reserved -= num_ids
-
-    def next_seed(self) -> int | None:
-        """A seed of its own for each request: repeating one would repeat the answer."""
-        if self.limits.seed is None:
-            return None
-        self._asked += 1
-        return (self.limits.seed * 1_000_003 + self._asked) % 2**31
-
-    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Await ``work``, cancelling it when the session is closed meanwhile.
-
-        Raises:
-            UnknownSession: the session was taken or dropped before the work was done.
-        """
-        task = asyncio.ensure_future(work)
-        self._running.add(task)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if self._closed and task.cancelled() and not _being_cancelled():
-                raise UnknownSession(
-                    f"session {self.session_id} was taken or dropped while it was answered"
-                ) from None
-            raise
-        finally:
-            self._running.discard(task)
-
-    def close(self) -> None:
-        """End what runs; its turns are not recorded."""
-        self._closed = True
-        for task in self._running:
-            task.cancel()
 
 
 class Ledger:
@@ -123,6 +33,9 @@ class Ledger:
         renderer: of every session's tree.
         max_sessions: most sessions open at once.
         idle_timeout_s: a session that nobody asked for this long may be forgotten.
+        max_memory_bytes: turns above this go to ``spill``, those of the session that
+            was not asked for the longest time first; sessions at work stay.
+        spill: where those turns go; ``None``: everything stays in memory.
         clock: monotonic seconds.
     """
 
@@ -132,17 +45,28 @@ class Ledger:
         *,
         max_sessions: int = 4096,
         idle_timeout_s: float = 6 * 3600.0,
+        max_memory_bytes: int = 1 << 30,
+        spill: SpillFolder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._renderer = renderer
         self._max_sessions = max_sessions
         self._idle_timeout_s = idle_timeout_s
+        self._max_memory_bytes = max_memory_bytes
+        self._spill = spill
         self._clock = clock
         self._sessions: dict[str, Session] = {}
         self._last_used_s: dict[str, float] = {}
+        self._in_memory: dict[str, int] = {}  # bytes of the sessions that are loaded
+        self._memory_bytes = 0
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what the turns take that are in memory."""
+        return self._memory_bytes
 
     def open(self, limits: SessionLimits) -> Session:
         """Start a session under an unguessable id.
@@ -162,10 +86,11 @@ class Ledger:
         return session
 
     def get(self, session_id: str) -> Session:
-        """An open session, which is then not idle.
+        """An open session, which is then not idle; its turns are in memory.
 
         Raises:
             UnknownSession: there is none of this id.
+            GatewayError: its turns were on the disk and cannot be read.
         """
         self.expire()
         session = self._sessions.get(session_id)
@@ -174,13 +99,28 @@ class Ledger:
                 f"no session {session_id!r}", hint="it was taken, dropped, expired or never opened"
             )
         self._touch(session_id)
+        if not session.tree.loaded and self._spill is not None:
+            session.tree.load(self._spill.read(session_id))
+            self.grown(session)
         return session
+
+    def grown(self, session: Session) -> None:
+        """Take account of a session that got more turns, and make room where that is due."""
+        session_id = session.session_id
+        if session_id not in self._sessions:
+            return
+        num_bytes = session.tree.packed.num_bytes
+        self._memory_bytes += num_bytes - self._in_memory.get(session_id, 0)
+        self._in_memory[session_id] = num_bytes
+        if self._spill is not None and self._memory_bytes > self._max_memory_bytes:
+            self._make_room(self._spill, keeping=session_id)
 
     def take(self, session_id: str) -> Trace:
         """Hand out the trace and forget the session, ending what still runs in it.
 
         Raises:
             UnknownSession: there is none of this id; a second taker gets this.
+            GatewayError: its turns were on the disk and cannot be read.
         """
         session = self.get(session_id)
         self._forget(session_id)
@@ -192,7 +132,8 @@ class Ledger:
         Raises:
             UnknownSession: there is none of this id.
         """
-        self.get(session_id)
+        if session_id not in self._sessions:
+            self.get(session_id)
         self._forget(session_id)
 
     def expire(self) -> int:
@@ -214,15 +155,30 @@ class Ledger:
         for session_id in list(self._sessions):
             self._forget(session_id)
 
+    def _make_room(self, spill: SpillFolder, *, keeping: str) -> None:
+        """Write sessions to the disk, the longest unused first, until the rest fits."""
+        for session_id in self._last_used_s:
+            if self._memory_bytes <= self._max_memory_bytes:
+                return
+            session = self._sessions[session_id]
+            if session_id == keeping or session_id not in self._in_memory or session.busy:
+                continue
+            try:
+                spill.write(session_id, session.tree.packed)
+            except OSError as error:
+                # Nothing is lost: the turns stay where they are.
+                logger.warning("palestra: the ledger cannot write to its disk: %s", error)
+                return
+            session.tree.unload()
+            self._memory_bytes -= self._in_memory.pop(session_id)
+
     def _touch(self, session_id: str) -> None:
         self._last_used_s.pop(session_id, None)
         self._last_used_s[session_id] = self._clock()
 
     def _forget(self, session_id: str) -> None:
         del self._last_used_s[session_id]
+        self._memory_bytes -= self._in_memory.pop(session_id, 0)
         self._sessions.pop(session_id).close()
-
-
-def _being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+        if self._spill is not None:
+            self._spill.remove(session_id)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from palestra.errors import PalestraError
+from palestra.policy.gateway.asks import Ask, Attempt, Wishes
 from palestra.policy.gateway.history import Conversation
 from palestra.records import Message
 from palestra.wire import message_from_wire
@@ -15,10 +16,41 @@ from palestra.wire import message_from_wire
 class BadRequest(PalestraError):
     """A body that cannot be answered; ``field`` says where, ``status`` how HTTP calls it."""
 
-    def __init__(self, message: str, *, field: str, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, field: str, status: int, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
         self.field = field
         self.status = status
+
+
+class SamplingFields(BaseModel):
+    """What every endpoint understands of how to sample."""
+
+    model_config = ConfigDict(extra="allow")
+
+    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    logit_bias: dict[int, float] | None = None
+    seed: int | None = None
+
+    def wishes(self, max_new_tokens: int | None) -> Wishes:
+        """How the client wants to be sampled, without what changes nothing."""
+        return Wishes(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k in (-1, 0) else self.top_k,
+            min_p=self.min_p or None,
+            frequency_penalty=self.frequency_penalty or None,
+            presence_penalty=self.presence_penalty or None,
+            repetition_penalty=None if self.repetition_penalty == 1 else self.repetition_penalty,
+            logit_bias=tuple(sorted((self.logit_bias or {}).items())),
+            max_new_tokens=max_new_tokens,
+            seed=self.seed,
+        )
 
 
 class TextPart(BaseModel):
@@ -49,6 +81,13 @@ class ChatMessage(BaseModel):
     content: str | list[TextPart] | None = None
     tool_calls: list[CalledTool] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def thought(self) -> str | None:
+        """The thinking that came with an assistant's message, under either of its names."""
+        return self.reasoning_content or self.reasoning if self.role == "assistant" else None
 
     def record(self) -> Message:
         """The message as a record; ``developer`` is OpenAI's newer word for ``system``."""
@@ -75,52 +114,48 @@ class OfferedTool(BaseModel):
     function: OfferedFunction
 
 
-class ChatRequest(BaseModel):
-    """Body of ``POST /v1/chat/completions``; fields that change nothing here are ignored."""
+class StreamOptions(BaseModel):
+    """What else a stream shall hold."""
 
-    model_config = ConfigDict(extra="allow")
+    include_usage: bool = False
+
+
+class ChatRequest(SamplingFields):
+    """Body of ``POST /v1/chat/completions``; fields that change nothing here are ignored."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     tools: list[OfferedTool] | None = None
     tool_choice: Any = None
-    temperature: float | None = Field(None, ge=0, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1)
     max_tokens: int | None = Field(None, gt=0)
     max_completion_tokens: int | None = Field(None, gt=0)
     stop: str | list[str] | None = None
-    seed: int | None = None
     logprobs: bool | None = None
     return_token_ids: bool = False
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
 
-    def conversation(self) -> Conversation:
-        """The messages and the tools on offer."""
+    def ask(self, attempt: Attempt) -> Ask:
+        """The request in the gateway's own shape."""
         offered = () if self.tool_choice == "none" else self.tools or ()
-        return Conversation(
-            messages=tuple(message.record() for message in self.messages),
-            tools=tuple(tool.model_dump(exclude_unset=True) for tool in offered),
-        )
-
-    @property
-    def max_new_tokens(self) -> int | None:
-        """What the client allows one answer to have."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end the answer."""
+        thoughts = tuple(message.thought for message in self.messages)
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(stop for stop in stops if stop)
+        return Ask(
+            conversation=Conversation(
+                messages=tuple(message.record() for message in self.messages),
+                tools=tuple(tool.model_dump(exclude_unset=True) for tool in offered),
+                thoughts=thoughts if any(thoughts) else (),
+            ),
+            wishes=self.wishes(self.max_completion_tokens or self.max_tokens),
+            stop_strings=tuple(stop for stop in stops if stop),
+            attempt=attempt,
+        )
 
 
 _ONLY_AS: dict[str, tuple[Any, ...]] = {
     # Options that would change the answer, and the values under which they do not.
-    "stream": (None, False),
     "n": (None, 1),
     "tool_choice": (None, "auto", "none"),
     "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
     "response_format": (None, {"type": "text"}),
 }
 
@@ -135,8 +170,17 @@ def read_chat_request(body: bytes) -> ChatRequest:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise malformed(error) from None
-    given = {**(request.model_extra or {}), "tool_choice": request.tool_choice}
-    for field, values in _ONLY_AS.items():
+    refuse_others({**(request.model_extra or {}), "tool_choice": request.tool_choice}, _ONLY_AS)
+    return request
+
+
+def refuse_others(given: dict[str, Any], only_as: dict[str, tuple[Any, ...]]) -> None:
+    """Refuse options with values that would change the answer, and are not supported.
+
+    Raises:
+        BadRequest: 400, naming the field.
+    """
+    for field, values in only_as.items():
         if given.get(field) not in values:
             raise BadRequest(
                 f"{field}={given[field]!r} is not supported, only "
@@ -144,7 +188,6 @@ def read_chat_request(body: bytes) -> ChatRequest:
                 field=field,
                 status=400,
             )
-    return request
 
 
 def malformed(error: ValidationError) -> BadRequest:
