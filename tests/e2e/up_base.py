@@ -57,7 +57,9 @@ def make_base(tree: Path) -> str:
     """The image's name; made unless it is there, in place of those with other content."""
     packages = _needed()
     content = [f"{name}=={one.version}" for name, one in sorted(packages.items())]
-    content += [_PIP_CONF, _BACKEND, (tree / "var/lib/dpkg/status").read_text(encoding="utf-8")]
+    # And how it is made: by this file, in this tree.
+    made = (Path(__file__), tree / "var" / "lib" / "dpkg" / "status")
+    content += [path.read_text(encoding="utf-8") for path in made]
     image = f"{NAME}:{hashlib.sha256(chr(10).join(content).encode()).hexdigest()[:12]}"
     kept = docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", NAME).split()
     if image not in kept:
@@ -113,6 +115,7 @@ def _add_packages(tar: tarfile.TarFile, tree: Path, packages: Mapping[str, Distr
     to = f"usr/local/lib/{(tree / 'usr' / 'bin' / 'python3').readlink().name}/dist-packages"
     for package in packages.values():
         for file in package.files or ():
+            path = Path(str(file.locate()))
             # Scripts lie outside, and name an interpreter that is not there.
-            if ".." not in file.parts and "__pycache__" not in file.parts:
-                tar.add(str(file.locate()), f"{to}/{file}")
+            if ".." not in file.parts and path.is_file():
+                tar.add(path, f"{to}/{file}")
