@@ -72,7 +72,8 @@ class VLLMServer:
         """Abort what is in flight, then serve the weights of a folder under ``stamp``.
 
         vLLM reads the folder itself, so it must see it under the same path. When it fails the
-        server stays paused, since its weights may be of both.
+        server stays paused, since its weights may be of both. vLLM 0.32.0 for CPU says nothing
+        of it that a tied output head keeps its first weights.
 
         Raises:
             EngineError: it failed.
