@@ -9,7 +9,7 @@ import pytest
 
 from palestra.config import EngineSection, ModelSection, Recipe
 from palestra.config_engine import LaunchSection
-from palestra.errors import EngineError
+from palestra.errors import ConfigError, EngineError
 from palestra.events import MemoryEvents
 from palestra.policy.engines.commands import launch_command, launch_environment
 from palestra.policy.engines.fleet import Fleet
@@ -88,3 +88,22 @@ def test_each_server_has_gpus_of_its_own(visible: str, number: int, gpus: str) -
     launch = LaunchSection(tensor_parallel=2, first_gpu=1)
     environment = launch_environment(launch, number, {"CUDA_VISIBLE_DEVICES": visible})
     assert environment["CUDA_VISIBLE_DEVICES"] == gpus
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_vllm_is_refused_a_model_whose_embeddings_are_tied(tmp_path: Path, kind: str) -> None:
+    model = folder_of(tmp_path, "tied")
+    (model / "config.json").write_text('{"tie_word_embeddings": true}')
+    section = EngineSection(kind=kind, urls=("http://127.0.0.1:1",))  # type: ignore[arg-type]
+    recipe = Recipe(engine=section)
+
+    def build() -> object:
+        return engine_of(recipe, model=model, weights=model, version=0, logs=tmp_path)
+
+    if kind == "sglang":
+        build()
+        return
+    with pytest.raises(ConfigError, match="embeddings are tied"):
+        build()
+    (model / "config.json").write_text('{"tie_word_embeddings": false}')
+    build()

@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import orjson
+
 from palestra.addresses import LOOPBACK
 from palestra.config import EngineSection, Recipe
 from palestra.config_engine import LaunchSection
+from palestra.errors import ConfigError
 from palestra.events import EventSink, NullEvents
 from palestra.policy.engines.commands import launch_command, launch_environment
 from palestra.policy.engines.fleet import Fleet, Place
@@ -45,12 +48,14 @@ def engine_of(
         say: told how a start goes on, in one line.
 
     Raises:
-        ConfigError: an address is no URL.
+        ConfigError: an address is no URL, or the engine cannot take this model's weights.
         HostError: a port is taken.
     """
     section = recipe.engine
     if section.kind == "local":
         return local_engine(weights, recipe, version=version)
+    if section.kind == "vllm":
+        _refuse_tied(model)
     return Fleet(
         list(_places(recipe, model, logs)),
         weights=weights,
@@ -80,6 +85,20 @@ def _places(recipe: Recipe, model: Path, logs: Path) -> Iterator[Place]:
                 environment=launch_environment(launch, number, os.environ),
                 start_timeout_s=launch.start_timeout_s,
             ),
+        )
+
+
+def _refuse_tied(model: Path) -> None:
+    """Say no where vLLM would reload a tied model and keep its old output head."""
+    try:
+        config = orjson.loads((model / "config.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return  # whoever loads the model says it better
+    if config.get("tie_word_embeddings"):
+        raise ConfigError(
+            f"{model}: input and output embeddings are tied, and vLLM keeps the old output "
+            "embeddings of such a model when new weights come, without a word",
+            hint="set engine.kind to sglang or local",
         )
 
 
