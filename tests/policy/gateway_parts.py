@@ -128,3 +128,10 @@ def samples(*ids: Sequence[int]) -> Reply:
         return queue.pop(0) if len(queue) > 1 else queue[0]
 
     return reply
+
+
+async def until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+    """Return once ``condition`` holds."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - what is awaited is the state of other code
+            await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway_parts import FakeEngine, control, decode, encode, samples, says, tokenizer
+from gateway_parts import FakeEngine, control, decode, encode, samples, says, tokenizer, until
 
 from palestra.errors import EngineError, HostError
 from palestra.policy.gateway import Gateway, Ledger, running_gateway
@@ -137,7 +137,7 @@ async def test_identical_requests_at_once_are_siblings() -> None:
     async with serving(engine) as client:
         session = await open_session(client)
         asked = [asyncio.create_task(ask(client, session, [user("u")])) for _ in range(2)]
-        await _until(lambda: len(engine.prompts) == 2)
+        await until(lambda: len(engine.prompts) == 2)
         assert engine.gate is not None
         engine.gate.set()
         texts = {message_of(answer)["content"] for answer in await asyncio.gather(*asked)}
@@ -170,7 +170,7 @@ async def test_a_dropped_session_ends_its_generation() -> None:
     async with serving(engine) as client:
         session = await open_session(client)
         asked = asyncio.create_task(ask(client, session, [user("u")]))
-        await _until(lambda: len(engine.prompts) == 1)
+        await until(lambda: len(engine.prompts) == 1)
         assert (await client.delete(f"/sessions/{session}")).status_code == 204
         assert (await asked).status_code == 404
     assert engine.cancelled == 1
@@ -186,7 +186,7 @@ async def test_a_client_that_leaves_cancels_its_generation() -> None:
                 json={"messages": [user("u")]},
                 timeout=0.3,
             )
-        await _until(lambda: engine.cancelled == 1)
+        await until(lambda: engine.cancelled == 1)
         trace = await trace_of(client, session)
     assert trace.turns == (), "what nobody read is not recorded"
 
@@ -551,14 +551,8 @@ async def test_serving_leaves_signals_alone_and_stops_clean() -> None:
             plain = asyncio.create_task(
                 client.post(f"{url}/v1/chat/completions", json={"messages": [user("u")]})
             )
-            await _until(lambda: len(engine.prompts) == 2)
+            await until(lambda: len(engine.prompts) == 2)
         assert engine.cancelled == 2, "stopping must not wait for a generation"
         assert [(await asked).status_code, (await plain).status_code] == [404, 404]
         with pytest.raises(httpx.ConnectError):
             await client.get(f"{url}/health")
-
-
-async def _until(condition: Any, *, timeout_s: float = 10.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is awaited is the state of other code
-            await asyncio.sleep(0.01)

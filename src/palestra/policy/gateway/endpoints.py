@@ -54,6 +54,7 @@ def add_chat_completions(app: FastAPI, gateway: Gateway) -> None:
                     with_usage=chat.stream_options is not None
                     and chat.stream_options.include_usage,
                 ),
+                quiet_s=gateway.quiet_s,
             )
         completion = await while_connected(request, work)
         body = completion_to_wire(
@@ -93,7 +94,12 @@ def add_responses(app: FastAPI, gateway: Gateway) -> None:
 
         work = gateway.complete(wanted.ask(lines, attempt_of(request)), session_id)
         if wanted.stream:
-            return await streamed(request, work, lambda done: response_events(finish(done)))
+            return await streamed(
+                request,
+                work,
+                lambda done: response_events(finish(done)),
+                quiet_s=gateway.quiet_s,
+            )
         return json_response(finish(await while_connected(request, work)))
 
     @app.post("/v1/responses")

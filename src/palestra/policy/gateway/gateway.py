@@ -31,6 +31,8 @@ class Gateway:
         max_context: most ids of a prompt and its answer; the engine's own limit holds too.
         defaults: sampling where neither the session nor the agent says anything.
         generate_timeout_s: seconds that the engine may take for one answer.
+        quiet_s: a stream begins when its answer is there, or after so many seconds;
+            until then failures have an HTTP status, from then on comments come this often.
         ledger: where sessions live; one with the default bounds when ``None``.
     """
 
@@ -44,11 +46,13 @@ class Gateway:
         max_context: int | None = None,
         defaults: SamplingParams | None = None,
         generate_timeout_s: float = 1800.0,
+        quiet_s: float = 5.0,
         ledger: Ledger | None = None,
     ) -> None:
         self.engine = engine
         self.tokenizer = tokenizer
         self.model_name = model_name
+        self.quiet_s = quiet_s
         # An empty ledger is falsy, so test for None.
         self.ledger = Ledger(renderer) if ledger is None else ledger
         self._renderer = renderer

@@ -22,9 +22,6 @@ from palestra.policy.gateway.refusals import refusal
 from palestra.policy.rendering.protocol import Tokenizer
 from palestra.serving import while_connected
 
-QUIET_S = 5.0
-"""Until a stream begins, failures still have an HTTP status; then comments come this often."""
-
 PIECE_CHARS = 64
 DONE = b"data: [DONE]\n\n"
 _COMMENT = b": sampling\n\n"
@@ -45,9 +42,15 @@ def pieces(text: str) -> Iterator[str]:
 
 
 async def streamed(
-    request: Request, work: Coroutine[Any, Any, Completion], write: Write
+    request: Request, work: Coroutine[Any, Any, Completion], write: Write, *, quiet_s: float
 ) -> Response:
     """Answer with what ``write`` makes of the work's result.
+
+    Args:
+        request: whose client is watched.
+        work: is cancelled when the client goes away.
+        write: the events of a result.
+        quiet_s: how long the stream may wait to begin, and between comments.
 
     Raises:
         ClientGone: the client went away before the stream began.
@@ -56,14 +59,14 @@ async def streamed(
     task = asyncio.ensure_future(work)
     begun = False
     try:
-        await while_connected(request, _settled(task, QUIET_S))
+        await while_connected(request, _settled(task, quiet_s))
         if task.done():
             task.result()
         begun = True
     finally:
         if not begun:
             await _ended(task)
-    return StreamingResponse(_events(request, task, write), media_type="text/event-stream")
+    return StreamingResponse(_events(request, task, write, quiet_s), media_type="text/event-stream")
 
 
 async def _settled(task: asyncio.Task[Completion], timeout_s: float) -> None:
@@ -71,12 +74,12 @@ async def _settled(task: asyncio.Task[Completion], timeout_s: float) -> None:
 
 
 async def _events(
-    request: Request, task: asyncio.Task[Completion], write: Write
+    request: Request, task: asyncio.Task[Completion], write: Write, quiet_s: float
 ) -> AsyncIterator[bytes]:
     try:
         while not task.done():
             yield _COMMENT
-            await while_connected(request, _settled(task, QUIET_S))
+            await while_connected(request, _settled(task, quiet_s))
         for part in write(task.result()):
             yield part
     except PalestraError as error:

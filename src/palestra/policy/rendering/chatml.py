@@ -25,6 +25,7 @@ from palestra.errors import ConfigError
 from palestra.policy.rendering.hermes import describe_tools, read_calls, write_calls
 from palestra.policy.rendering.plain_text import PlainTextTokenizer
 from palestra.policy.rendering.protocol import Tokenizer
+from palestra.policy.rendering.thinking import split_thought, write_thought
 
 IMPORT_PATH = "palestra.policy.rendering.chatml.ChatMLRenderer"
 """How the renderers package finds this renderer (``CustomRendererConfig.import_path``)."""
@@ -144,13 +145,14 @@ class ChatMLRenderer:
         tools: list[dict[str, Any]] | None = None,
         prompt_ids: list[int] | None = None,
     ) -> ParsedResponse:
-        """Decode a completion; malformed tool calls stay in the content."""
+        """Decode a completion: thinking apart, malformed tool calls in the content."""
         ends = bool(token_ids) and token_ids[-1] in self._stop_ids
         text = self._tokenizer.decode(
             token_ids[:-1] if ends else token_ids,
             skip_special_tokens=False,
             clean_up_tokenization_spaces=False,
         )
+        thought, text = split_thought(text)
         content, attempts = read_calls(text)
         calls = [
             ParsedToolCall(
@@ -161,7 +163,7 @@ class ChatMLRenderer:
             )
             for attempt in attempts
         ]
-        return ParsedResponse(content=content, tool_calls=calls)
+        return ParsedResponse(content=content, reasoning_content=thought, tool_calls=calls)
 
     def _add_messages(self, out: _Stream, messages: list[tuple[int, dict[str, Any]]]) -> None:
         # Neighbouring tool results share one user turn, as in Qwen's template.
@@ -188,7 +190,8 @@ class ChatMLRenderer:
         out.add(self._opening, index)
         content, calls = _text(message), message.get("tool_calls") or []
         between = "\n" if content and calls else ""
-        body = content + between + write_calls(calls)
+        thought = write_thought(message.get("reasoning_content"))
+        body = thought + content + between + write_calls(calls)
         out.add([*self._encode(body), self._im_end], index, sampled=True, content=True)
         out.add(self._newline, index)
 
