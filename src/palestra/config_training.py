@@ -247,6 +247,11 @@ class TrainingSection(Section):
     microbatch_tokens: int = Field(
         16384, gt=0, description="Ids in one forward and backward pass, with their padding."
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only what enters each layer and compute the rest anew in the backward "
+        "pass: less memory for a third more work.",
+    )
     overlong: OverlongSection = OverlongSection()
     correction: CorrectionSection = CorrectionSection()
 

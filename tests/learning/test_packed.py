@@ -359,3 +359,19 @@ def test_what_is_saved_says_nothing_of_packing(folder: Path, tmp_path: Path) -> 
     assert "palestra" not in json.dumps(json.loads((tmp_path / "weights/config.json").read_text()))
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "weights")
     assert again.config._attn_implementation != "palestra_packed"
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_layers_computed_anew_give_the_same_gradient(folder: Path, layout: str) -> None:
+    groups = sibling_groups(6)
+    want_loss, want = backward(trainer_at(folder, layout=layout), groups)
+    anew = trainer_at(folder, layout=layout, activation_checkpointing=True)
+    layer = anew.policy.model.model.layers[0]
+    passes: list[bool] = []
+    hook = layer.mlp.register_forward_hook(lambda *_: passes.append(layer.mlp.training))
+    got_loss, got = backward(anew, groups)
+    hook.remove()
+    assert got_loss == pytest.approx(want_loss, rel=1e-5, abs=1e-7)
+    assert_close(got, want)
+    (minibatch,) = anew._minibatches(training_rows(groups))
+    assert passes == [False] * 2 * len(minibatch.batches), "once forward, once more backward"

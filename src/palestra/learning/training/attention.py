@@ -8,6 +8,7 @@ through PyTorch's attention by itself.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +23,7 @@ from palestra.errors import ConfigError
 
 NAME = "palestra_packed"
 _FLASH_DTYPES = (torch.float16, torch.bfloat16)
+_LONG_IDS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,12 @@ class Segments:
             key_ends=ends([s.num_before + s.length for s in segments]),
             key_places_K=torch.tensor(places, device=device) if shares else None,
         )
+
+    @property
+    def are_long(self) -> bool:
+        """Whether PyTorch's attention by segment (cuDNN on Hopper) beats one flash kernel."""
+        mean = len(self.positions_S) / len(self.segments)
+        return self.key_places_K is None and mean >= _LONG_IDS
 
     @property
     def longest_query(self) -> int:
@@ -150,8 +158,8 @@ def packed_attention(
             "packed rows need plain causal attention: this model has windows, sinks or soft caps",
             hint='training.layout = "padded"',
         )
-    flash = query_BHSD.is_cuda and query_BHSD.dtype in _FLASH_DTYPES
-    attend = _in_one_kernel if flash else _one_by_one
+    has_flash = query_BHSD.is_cuda and query_BHSD.dtype in _FLASH_DTYPES
+    attend = _in_one_kernel if has_flash and not segments.are_long else _one_by_one
     output_SHD = attend(query_BHSD[0], key_BHSD[0], value_BHSD[0], segments, scaling)
     return output_SHD[None], None
 
@@ -181,7 +189,7 @@ def _one_by_one(
             enable_gqa=True,
         )
         outputs.append(output_1HQD[0].transpose(0, 1))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def _seen_by(segment: Segment, values_HSD: torch.Tensor) -> torch.Tensor:
@@ -218,6 +226,12 @@ def _in_one_kernel(
     query_SHD, key_KHD, value_KHD = (x.transpose(0, 1) for x in (query_HSD, key_HSD, value_HSD))
     if segments.key_places_K is not None:
         key_KHD, value_KHD = key_KHD[segments.key_places_K], value_KHD[segments.key_places_K]
+    grouped = query_HSD.shape[0] // key_HSD.shape[0]
+    options: dict[str, Any] = {}
+    if grouped > 1 and "enable_gqa" in inspect.signature(kernel).parameters:
+        options["enable_gqa"] = True
+    elif grouped > 1:  # PyTorch 2.11
+        key_KHD, value_KHD = (x.repeat_interleave(grouped, dim=1) for x in (key_KHD, value_KHD))
     output_SHD = kernel(
         query_SHD.contiguous(),
         key_KHD.contiguous(),
@@ -228,6 +242,6 @@ def _in_one_kernel(
         segments.longest_key,
         scale=scaling,
         window_size=(-1, 0),  # causal
-        enable_gqa=query_HSD.shape[0] != key_HSD.shape[0],
+        **options,
     )
     return cast("torch.Tensor", output_SHD)

@@ -10,7 +10,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 MAX_CHUNK_ELEMENTS = 1 << 25
-"""Float32 logits that one chunk may hold: 128 MiB."""
+"""Float32 logits that one chunk may hold on a CPU: 128 MiB."""
+
+MAX_CHUNK_ELEMENTS_GPU = 1 << 28
+"""The same on a GPU, which is idle with less: 1 GiB."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 """Hidden states [n, H] → logits [n, V]."""
@@ -31,7 +34,7 @@ def token_logprobs(
     target_ids_N: torch.Tensor,
     temperatures_N: torch.Tensor,
     vocab_size: int,
-    max_chunk_elements: int = MAX_CHUNK_ELEMENTS,
+    max_chunk_elements: int | None = None,
     entropy_gradient: bool = False,
 ) -> TokenLogprobs:
     """Score ``target_ids_N`` under softmax(head(hidden) / temperature), in float32.
@@ -46,10 +49,12 @@ def token_logprobs(
         target_ids_N: the ids to score.
         temperatures_N: what each id's logits are divided by, > 0.
         vocab_size: V, which sets how many ids one chunk has.
-        max_chunk_elements: how many logits one chunk may hold.
+        max_chunk_elements: how many logits one chunk may hold; ``None``: as the device likes.
         entropy_gradient: whether gradients flow through the entropy too.
     """
     num_ids = int(target_ids_N.numel())
+    if max_chunk_elements is None:
+        max_chunk_elements = MAX_CHUNK_ELEMENTS_GPU if hidden_NH.is_cuda else MAX_CHUNK_ELEMENTS
     chunk_ids = max(1, max_chunk_elements // vocab_size)
     if num_ids > chunk_ids and torch.is_grad_enabled() and _is_plain_linear(head):
         logprobs_N, entropy_N = _LinearScores.apply(  # type: ignore[no-untyped-call]

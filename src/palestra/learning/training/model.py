@@ -6,12 +6,15 @@ import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from palestra.config import ModelSection
@@ -38,23 +41,36 @@ class Policy:
         model: a Hugging Face causal language model whose logits are its output
             embedding applied to its last hidden state.
         layout: whether microbatches are padded or packed.
+        activation_checkpointing: whether the backward pass computes layers anew. Padded rows
+            then share no prefix, since keys and values of a prefix would have to be kept.
 
     Attributes:
         shares_prefixes: whether rows may go on from a prefix that was computed once.
 
     Raises:
         ConfigError: the logits are something else (soft caps, logit scales), which the
-            chunked log-probabilities would miss; or packed rows would see each other.
+            chunked log-probabilities would miss; packed rows would see each other; or the
+            layers cannot be computed anew.
     """
 
-    def __init__(self, model: Any, *, layout: Literal["padded", "packed"] = "padded") -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        layout: Literal["padded", "packed"] = "padded",
+        activation_checkpointing: bool = False,
+    ) -> None:
         self.model = model.eval()
         self._layout = layout
         if layout == "packed":
             use_packed_attention(model)
             _check_packed(model)
-        self.shares_prefixes = layout == "packed" or _shares_prefixes(model)
+        self.shares_prefixes = layout == "packed" or (
+            not activation_checkpointing and _shares_prefixes(model)
+        )
         _check_head(model)
+        if activation_checkpointing:
+            _checkpoint_layers(model)
 
     @classmethod
     def load(
@@ -63,6 +79,7 @@ class Policy:
         section: ModelSection,
         *,
         layout: Literal["padded", "packed"] = "padded",
+        activation_checkpointing: bool = False,
     ) -> Policy:
         """Load the weights of a Hugging Face folder.
 
@@ -76,7 +93,9 @@ class Policy:
             model = _load(folder, getattr(torch, section.dtype))
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"cannot load the model in {folder}: {_line(error)}") from error
-        return cls(model.to(device), layout=layout)
+        return cls(
+            model.to(device), layout=layout, activation_checkpointing=activation_checkpointing
+        )
 
     @property
     def device(self) -> torch.device:
@@ -173,6 +192,27 @@ def _stream_states(model: Any, ids_1S: torch.Tensor, segments: Segments) -> torc
         use_cache=False,
     ).last_hidden_state
     return cast("torch.Tensor", states_1SH[0])
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Let the backward pass compute each layer anew from what entered it.
+
+    Raises:
+        ConfigError: the model has no layers that can do so.
+    """
+    layers = [each for each in model.modules() if isinstance(each, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{type(model).__name__} cannot compute its layers anew",
+            hint="training.activation_checkpointing = false",
+        )
+    for layer in layers:
+        # Set here, since the model's own method has another name in every other version.
+        layer.gradient_checkpointing = True
+        # Nothing draws random numbers, since dropout is off.
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer._gradient_checkpointing_func = again  # noqa: SLF001
+        layer.training = True  # they ask for it; what is inside of them stays as it runs in engines
 
 
 def _check_packed(model: Any) -> None:

@@ -84,7 +84,12 @@ class Trainer:
         self._max_row_tokens = max_row_tokens
         self._fixed_length = training.fixed_length or model.max_context
         self._seed = seed
-        self.policy = Policy.load(model_path, model, layout=training.layout)
+        self.policy = Policy.load(
+            model_path,
+            model,
+            layout=training.layout,
+            activation_checkpointing=training.activation_checkpointing,
+        )
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
         self._optimizer = PolicyOptimizer(
