@@ -175,6 +175,11 @@ class GatewaySection(Section):
     public_url: str | None = Field(
         None, description="URL under which the environment server sees the gateway, if another."
     )
+    memory_mib: int = Field(
+        1024,
+        ge=1,
+        description="Turns of open sessions above so much go to the disk (ledger/ of the run).",
+    )
 
 
 class SamplingSection(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,26 @@ async def test_what_an_abort_leaves_is_a_segment_that_goes_on() -> None:
     assert [(s.ids, s.policy_version) for s in generation.segments] == [((4, 5), 3), ((9,), 4)]
     assert bodies[1]["input_ids"] == [1, 2, 4, 5]
     assert bodies[1]["sampling_params"]["max_new_tokens"] == 6
+
+
+async def test_options_are_named_as_the_server_names_them() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> dict[str, Any]:
+        bodies.append(body["sampling_params"])
+        wire = meta([(-1.0, 9)], "stop")
+        wire["meta_info"]["cached_tokens"] = 2
+        return wire
+
+    more = replace(SAMPLING, stop=("END",), top_k=5, min_p=0.1, logit_bias=((7, -1.5),))
+    async with answering(answer) as engine:
+        assert set(more.distortions) | {"stop"} <= engine.sampling_options
+        generation = await engine.generate([1, 2, 3], more)
+        await engine.generate([1, 2, 3], SAMPLING)
+    asked, plain = bodies
+    added = {name: value for name, value in asked.items() if name not in plain}
+    assert added == {"stop": ["END"], "top_k": 5, "min_p": 0.1, "logit_bias": {"7": -1.5}}
+    assert generation.cached_tokens == 2
 
 
 @pytest.mark.parametrize(

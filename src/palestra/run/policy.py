@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from palestra.config import ModelSection, Recipe
 from palestra.errors import ConfigError
 from palestra.policy.engines.local import LocalEngine
 from palestra.policy.engines.protocol import Engine
-from palestra.policy.gateway import Gateway, running_gateway
+from palestra.policy.gateway import Gateway, Ledger, SpillFolder, running_gateway
 from palestra.policy.rendering import load_renderer
 from palestra.policy.tiny import make_tiny_model
 from palestra.records import SamplingParams, Task
@@ -69,25 +69,37 @@ def local_engine(folder: Path, recipe: Recipe, *, version: int = 0) -> LocalEngi
 
 @asynccontextmanager
 async def serving(
-    engine: Engine, tokenizer: Any, recipe: Recipe, *, name: str, host: str = LOOPBACK
+    engine: Engine,
+    tokenizer: Any,
+    recipe: Recipe,
+    *,
+    name: str,
+    host: str = LOOPBACK,
+    spill: Path | None = None,
 ) -> AsyncIterator[str]:
-    """Serve ``engine`` through a gateway on ``host``; yields its root URL."""
-    gateway = Gateway(
-        engine,
-        load_renderer(recipe.model.renderer, tokenizer),
-        tokenizer,
-        model_name=name,
-        max_context=recipe.model.max_context,
-        defaults=SamplingParams(
-            temperature=recipe.sampling.temperature,
-            top_p=recipe.sampling.top_p,
-            max_new_tokens=recipe.sampling.max_new_tokens,
-        ),
-    )
-    async with running_gateway(
-        gateway, host=host, port=recipe.gateway.port, public_url=recipe.gateway.public_url
-    ) as url:
-        yield url
+    """Serve ``engine`` through a gateway on ``host``; yields its root URL.
+
+    Where ``spill`` names a folder, turns beyond ``gateway.memory_mib`` are kept there.
+    """
+    renderer = load_renderer(recipe.model.renderer, tokenizer)
+    with nullcontext() if spill is None else SpillFolder(spill) as opened:
+        gateway = Gateway(
+            engine,
+            renderer,
+            tokenizer,
+            model_name=name,
+            max_context=recipe.model.max_context,
+            defaults=SamplingParams(
+                temperature=recipe.sampling.temperature,
+                top_p=recipe.sampling.top_p,
+                max_new_tokens=recipe.sampling.max_new_tokens,
+            ),
+            ledger=Ledger(renderer, max_memory_bytes=recipe.gateway.memory_mib << 20, spill=opened),
+        )
+        async with running_gateway(
+            gateway, host=host, port=recipe.gateway.port, public_url=recipe.gateway.public_url
+        ) as url:
+            yield url
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -105,7 +105,7 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
                 say=watcher.say,
             )
         )
-        serving_gateway = _gateway(engine, checkpoint.model, recipe, environment)
+        serving_gateway = _gateway(engine, checkpoint.model, recipe, environment, run)
         gateway = await stack.enter_async_context(serving_gateway)
         collector = _collector(recipe, environment, gateway, events)
         scheduler = await stack.enter_async_context(
@@ -204,11 +204,14 @@ async def _environment(
 
 @asynccontextmanager
 async def _gateway(
-    engine: Engine, folder: Path, recipe: Recipe, environment: EnvironmentClient
+    engine: Engine, folder: Path, recipe: Recipe, environment: EnvironmentClient, run: RunDirectory
 ) -> AsyncIterator[GatewayClient]:
     host = gateway_host(recipe.gateway, named_url(recipe.environment))
+    spill = run.root / "ledger"
     async with (
-        serving(engine, load_tokenizer(folder), recipe, name="policy", host=host) as url,
+        serving(
+            engine, load_tokenizer(folder), recipe, name="policy", host=host, spill=spill
+        ) as url,
         GatewayClient(url) as client,
     ):
         await environment.reach(f"{recipe.gateway.public_url or url}/v1")

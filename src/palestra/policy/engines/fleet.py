@@ -95,6 +95,14 @@ class Fleet:
         return self._max_context
 
     @property
+    def sampling_options(self) -> frozenset[str]:
+        """Fields of :class:`SamplingParams` that all servers know beyond what they must."""
+        known: list[frozenset[str]] = [
+            getattr(p.server, "sampling_options", frozenset()) for p in self._places
+        ]
+        return frozenset.intersection(*known) if known else frozenset()
+
+    @property
     def members(self) -> tuple[Member, ...]:
         """The servers; none before entering."""
         return self._members

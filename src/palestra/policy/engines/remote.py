@@ -194,6 +194,27 @@ class ServerHttp:
         await self._http.aclose()
 
 
+OPTIONS = frozenset(
+    {
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+    }
+)
+"""Options of sampling that servers know under the same names, beside what every engine knows."""
+
+
+def more_options(sampling: SamplingParams) -> dict[str, Any]:
+    """Those of :data:`OPTIONS` that are asked for, as a server reads them."""
+    asked = {name: value for name in sorted(OPTIONS) if (value := getattr(sampling, name))}
+    if sampling.logit_bias:
+        asked["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias}
+    return asked
+
+
 class Continuation:
     """One generation while it grows over several samples.
 
@@ -212,6 +233,7 @@ class Continuation:
         self.ids = list(prompt_ids)
         self.left = min(sampling.max_new_tokens, max_context - len(self.ids))
         self._segments: list[Segment] = []
+        self._num_cached: int | None = None
         if self.left < 1:
             raise ContextOverflow(
                 f"a prompt of {len(self.ids)} ids leaves no room in a context of {max_context}"
@@ -219,6 +241,8 @@ class Continuation:
 
     def add(self, sample: Sample, version: int) -> Generation | None:
         """Take a sample in; the whole generation when that was its end."""
+        if self._num_cached is None:  # later samples find what the first one left
+            self._num_cached = sample.num_cached
         if sample.ids:
             self._segments.append(
                 Segment(ids=sample.ids, logprobs=sample.logprobs, policy_version=version)
@@ -231,6 +255,7 @@ class Continuation:
         return Generation(
             segments=tuple(self._segments),
             finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
+            cached_tokens=self._num_cached,
         )
 
 

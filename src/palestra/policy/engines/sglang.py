@@ -14,7 +14,14 @@ from types import TracebackType
 from typing import Any
 
 from palestra.errors import ContextOverflow, EngineError
-from palestra.policy.engines.remote import Continuation, Sample, ServerHttp, complaint
+from palestra.policy.engines.remote import (
+    OPTIONS,
+    Continuation,
+    Sample,
+    ServerHttp,
+    complaint,
+    more_options,
+)
 from palestra.records import Generation, SamplingParams
 
 HEALTH_TIMEOUT_S = 25.0
@@ -37,6 +44,8 @@ class SGLangServer:
     Raises:
         ConfigError: ``base_url`` is no URL.
     """
+
+    sampling_options = OPTIONS | {"stop"}
 
     def __init__(self, base_url: str, *, timeout_s: float = 1800.0) -> None:
         self._http = ServerHttp(base_url, timeout_s=timeout_s)
@@ -135,6 +144,8 @@ class SGLangEngine:
         version: of the weights until an answer says otherwise.
     """
 
+    sampling_options = SGLangServer.sampling_options
+
     def __init__(
         self, base_url: str, *, max_context: int, timeout_s: float = 1800.0, version: int = 0
     ) -> None:
@@ -201,6 +212,7 @@ class SGLangEngine:
 
 def _body(ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int) -> dict[str, Any]:
     params: dict[str, Any] = {
+        **more_options(sampling),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_new_tokens": max_new_tokens,
@@ -209,6 +221,8 @@ def _body(ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int) 
         "spaces_between_special_tokens": False,
         "no_stop_trim": True,
     }
+    if sampling.stop:
+        params["stop"] = list(sampling.stop)
     # Not every SGLang knows it, so it is named only where somebody asked for it.
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed

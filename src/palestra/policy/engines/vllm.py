@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from palestra.errors import ContextOverflow
-from palestra.policy.engines.remote import Sample, ServerHttp, complaint
+from palestra.policy.engines.remote import OPTIONS, Sample, ServerHttp, complaint, more_options
 from palestra.records import SamplingParams
 
 HEALTH_TIMEOUT_S = 10.0
@@ -40,6 +40,8 @@ class VLLMServer:
     Raises:
         ConfigError: ``base_url`` is no URL.
     """
+
+    sampling_options = OPTIONS
 
     def __init__(self, base_url: str, *, timeout_s: float = 1800.0) -> None:
         self._http = ServerHttp(base_url, timeout_s=timeout_s)
@@ -141,6 +143,7 @@ class VLLMServer:
 
 def _body(ids: Sequence[int], sampling: SamplingParams, *, max_new_tokens: int) -> dict[str, Any]:
     params: dict[str, Any] = {
+        **more_options(sampling),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": max_new_tokens,

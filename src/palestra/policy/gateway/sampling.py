@@ -32,8 +32,10 @@ _LOSSY = (
 class KnowsMoreOptions(Protocol):
     """An engine that honours more of :class:`SamplingParams` than every engine must."""
 
-    sampling_options: frozenset[str]
-    """Names of fields: ``stop``, ``top_k``, ``min_p``, the penalties, ``logit_bias``."""
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        """Names of fields: ``stop``, ``top_k``, ``min_p``, the penalties, ``logit_bias``."""
+        ...
 
 
 def decide(
