@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from palestra.errors import PalestraError
 from palestra.policy.gateway.asks import Ask, Attempt, Wishes
 from palestra.policy.gateway.history import Conversation
-from palestra.records import Message
-from palestra.wire import message_from_wire
+from palestra.records import Message, ToolCall
 
 
 class BadRequest(PalestraError):
@@ -91,10 +90,18 @@ class ChatMessage(BaseModel):
 
     def record(self) -> Message:
         """The message as a record; ``developer`` is OpenAI's newer word for ``system``."""
-        message = self.model_dump()
-        if self.role == "developer":
-            message["role"] = "system"
-        return message_from_wire(message)
+        content = self.content or ""
+        if isinstance(content, list):
+            content = "".join(part.text for part in content)
+        return Message(
+            role="system" if self.role == "developer" else self.role,
+            content=content,
+            tool_calls=tuple(
+                ToolCall(id=call.id, name=call.function.name, arguments=call.function.arguments)
+                for call in self.tool_calls or ()
+            ),
+            tool_call_id=self.tool_call_id,
+        )
 
 
 class OfferedFunction(BaseModel):

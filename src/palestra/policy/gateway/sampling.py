@@ -8,7 +8,7 @@ evaluation. In a session of training, ``top_p`` is honoured and the turn flagged
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar
 
 from palestra.policy.engines.protocol import Engine
 from palestra.policy.gateway.asks import Wishes
@@ -28,7 +28,6 @@ _LOSSY = (
 )
 
 
-@runtime_checkable
 class KnowsMoreOptions(Protocol):
     """An engine that honours more of :class:`SamplingParams` than every engine must."""
 
@@ -52,7 +51,7 @@ def decide(
         BadRequest: an option spoils the logprobs of a training session, or the engine
             does not know it.
     """
-    known = engine.sampling_options if isinstance(engine, KnowsMoreOptions) else frozenset()
+    known: frozenset[str] = getattr(engine, "sampling_options", frozenset())
     asked = {name: value for name in _LOSSY if (value := getattr(wishes, name))}
     for name in asked:
         _allow(name, asked[name], known, training=limits.purpose != "evaluation")
