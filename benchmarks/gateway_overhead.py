@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,13 @@ def memory(bench: Bench, num_ids: int) -> None:
 
 
 async def serve(latency_s: float) -> None:
-    """Be the gateway's process: print the URL, and end with the input."""
     bench = Bench.build()
     engine = SlowEngine(bench.answer_ids, latency_s=latency_s)
-    gateway = Gateway(engine, bench.renderer, bench.tokenizer, model_name="m")
+    await serve_gateway(Gateway(engine, bench.renderer, bench.tokenizer, model_name="m"))
+
+
+async def serve_gateway(gateway: Gateway) -> None:
+    """Be a gateway's process: print the URL, and end with the input."""
     async with running_gateway(gateway) as url:
         print(url, flush=True)
         reader = asyncio.StreamReader()
@@ -147,20 +150,22 @@ async def serve(latency_s: float) -> None:
 
 
 @contextmanager
-def server(latency_s: float) -> Iterator[tuple[str, int]]:
+def server(command: Sequence[str]) -> Iterator[tuple[str, int]]:
     """The URL and the pid of a gateway in a process of its own."""
-    command = [sys.executable, __file__, "--serve", "--latency", str(latency_s)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield process.stdout.readline().strip(), process.pid
-        process.stdin.close()
+        try:
+            yield process.stdout.readline().strip(), process.pid
+        finally:
+            process.stdin.close()
 
 
 async def measure(options: argparse.Namespace) -> None:
-    with server(options.latency) as (url, pid):
+    command = (sys.executable, __file__, "--serve", "--latency", str(options.latency))
+    with server(command) as (url, pid):
         await episode(url, 3, 0.0)  # warm up
         for sessions in options.sessions:
             await overhead(url, pid, options.latency, options.turns, sessions)

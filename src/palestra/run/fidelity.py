@@ -68,6 +68,7 @@ class Fidelity:
         share_retokenised: of sessions whose text tokenises to other ids than were sampled.
         cache_hit_share: of the ids that a prefix cache could have held, those that it did;
             ``None`` where the engine does not tell.
+        trainer: number format, attention and device of the trainer's forward pass.
     """
 
     num_sessions: int
@@ -77,6 +78,7 @@ class Fidelity:
     share_outside: float
     share_retokenised: float
     cache_hit_share: float | None
+    trainer: str
 
 
 async def play(
@@ -134,11 +136,12 @@ def compare(
         ConfigError: the model cannot be loaded.
         EngineError: nothing was sampled.
     """
-    gaps = _gaps([path for s in sessions for path in s.trace.paths()], model_folder, recipe)
+    paths = [path for s in sessions for path in s.trace.paths()]
+    gaps, trainer = _gaps(paths, model_folder, recipe)
     if not gaps:
         raise EngineError("the engine sampled nothing that could be compared")
     low, high = (math.log(bound) for bound in BOUNDS)
-    differing = sum(_is_retokenised(session, renderer) for session in sessions)
+    differing = sum(is_retokenised(session, renderer) for session in sessions)
     return Fidelity(
         num_sessions=len(sessions),
         num_tokens=len(gaps),
@@ -146,12 +149,15 @@ def compare(
         max_gap=max(map(abs, gaps)),
         share_outside=sum(not low <= gap <= high for gap in gaps) / len(gaps),
         share_retokenised=differing / len(sessions),
-        cache_hit_share=None,
+        cache_hit_share=_told_hits(sessions),
+        trainer=trainer,
     )
 
 
-def _gaps(paths: Sequence[TokenPath], model_folder: Path, recipe: Recipe) -> list[float]:
-    """Logprob of the trainer less that of the engine, of each sampled id."""
+def _gaps(
+    paths: Sequence[TokenPath], model_folder: Path, recipe: Recipe
+) -> tuple[list[float], str]:
+    """Logprob of the trainer less that of the engine, of each sampled id; and how it was had."""
     import torch
 
     from palestra.learning.training.batching import TrainingRow, microbatches
@@ -169,10 +175,11 @@ def _gaps(paths: Sequence[TokenPath], model_folder: Path, recipe: Recipe) -> lis
         for batch in batches:
             scored = policy.score(batch).logprobs_N
             gaps += (scored - batch.rollout_logprobs_N).tolist()
-    return gaps
+    attention = getattr(policy.model.config, "_attn_implementation", None) or "unknown"
+    return gaps, f"{recipe.model.dtype}, {attention} attention, {policy.device}"
 
 
-def _is_retokenised(session: Played, renderer: Renderer) -> bool:
+def is_retokenised(session: Played, renderer: Renderer) -> bool:
     """Whether the text of the conversation gives other ids than the session had."""
     messages: list[dict[str, Any]] = [dict(message) for message in session.messages]
     rendered = renderer.render_ids(messages)
@@ -223,6 +230,20 @@ async def measure(
     return replace(found, cache_hit_share=_hits(sessions, engine.num_prefilled_ids - before))
 
 
+def _told_hits(sessions: Sequence[Played]) -> float | None:
+    """Share of the ids that were in some earlier turn's sequence and that the engine had cached."""
+    hits = possible = 0
+    for session in sessions:
+        for turn in session.trace.turns:
+            if turn.cached_tokens is None:
+                return None
+            if turn.parent is not None:
+                inherited = len(session.trace.prompt_ids(turn)) - len(turn.context_ids)
+                possible += inherited
+                hits += min(turn.cached_tokens, inherited)  # others' beginnings may be cached too
+    return hits / possible if possible else None
+
+
 def _hits(sessions: Sequence[Played], num_prefilled: int) -> float | None:
     """Share of the ids that were in some earlier turn's sequence and were not computed again."""
     prompts = possible = 0
@@ -246,6 +267,7 @@ def describe(found: Fidelity) -> str:
         (f"ratio outside {BOUNDS[0]:g} to {BOUNDS[1]:g}", f"{found.share_outside:.3%} of tokens"),
         ("other ids when re-tokenised", f"{found.share_retokenised:.1%} of sessions"),
         ("prefix cache hits", f"{cached} of what could be"),
+        ("trainer's forward pass", found.trainer),
     ]
     width = max(len(name) for name, _ in lines)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)

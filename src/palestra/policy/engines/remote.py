@@ -6,7 +6,7 @@ nothing; what several of them are together is a :class:`~palestra.policy.engines
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,10 @@ CONNECT_TIMEOUT_S = 10.0
 
 _PASSING = {502, 503, 504}
 """What a server answers that is busy, starting or stopping, or a router whose server is gone."""
+
+
+Listener = Callable[[httpx.Response], Awaitable[None]]
+"""Told of each response as it comes, its body unread and its request with it."""
 
 
 class ServerGone(EngineError):
@@ -101,9 +105,12 @@ class ServerHttp:
     Args:
         base_url: ``http://HOST:PORT``.
         timeout_s: seconds that one answer may take.
+        listener: hears what comes over the wire.
     """
 
-    def __init__(self, base_url: str, *, timeout_s: float) -> None:
+    def __init__(
+        self, base_url: str, *, timeout_s: float, listener: Listener | None = None
+    ) -> None:
         self.url = base_url.rstrip("/")
         self._timeout_s = timeout_s
         try:
@@ -117,6 +124,7 @@ class ServerHttp:
                 ),
                 # A proxy for the internet has no business between us and an engine next door.
                 trust_env=False,
+                event_hooks={"response": [listener] if listener else []},
             )
         except httpx.InvalidURL as error:
             raise ConfigError(f"the engine's address {base_url} is no URL: {error}") from None

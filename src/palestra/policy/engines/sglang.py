@@ -17,6 +17,7 @@ from palestra.errors import ContextOverflow, EngineError
 from palestra.policy.engines.remote import (
     OPTIONS,
     Continuation,
+    Listener,
     Sample,
     ServerHttp,
     complaint,
@@ -40,6 +41,7 @@ class SGLangServer:
     Args:
         base_url: ``http://HOST:PORT``.
         timeout_s: seconds that one answer may take.
+        listener: hears what comes over the wire.
 
     Raises:
         ConfigError: ``base_url`` is no URL.
@@ -47,8 +49,10 @@ class SGLangServer:
 
     sampling_options = OPTIONS | {"stop"}
 
-    def __init__(self, base_url: str, *, timeout_s: float = 1800.0) -> None:
-        self._http = ServerHttp(base_url, timeout_s=timeout_s)
+    def __init__(
+        self, base_url: str, *, timeout_s: float = 1800.0, listener: Listener | None = None
+    ) -> None:
+        self._http = ServerHttp(base_url, timeout_s=timeout_s, listener=listener)
 
     @property
     def url(self) -> str:
