@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from palestra.config_base import Section
 
@@ -177,6 +177,25 @@ class OverlongSection(Section):
         return self
 
 
+ALL_LINEAR = "all-linear"
+"""Every linear layer but the output embedding, as peft calls them."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters train in place of the weights; there is no dropout, as in engines."""
+
+    rank: int = Field(32, gt=0, description="Width of the adapters.")
+    alpha: int = Field(
+        64, gt=0, description="Adapters count alpha / rank times; twice the rank is usual."
+    )
+    targets: tuple[str, ...] = Field(
+        (ALL_LINEAR,),
+        min_length=1,
+        description="Names of linear layers, such as q_proj; all-linear: all but the output "
+        "embedding.",
+    )
+
+
 class TrainingSection(Section):
     """Optimizer, loss and batching."""
 
@@ -252,8 +271,18 @@ class TrainingSection(Section):
         description="Keep only what enters each layer and compute the rest anew in the backward "
         "pass: less memory for a third more work.",
     )
+    lora: LoraSection | None = Field(
+        None, description="Train low-rank adapters only; true: with the defaults; none: all."
+    )
     overlong: OverlongSection = OverlongSection()
     correction: CorrectionSection = CorrectionSection()
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _in_short(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return LoraSection() if value else None
+        return value
 
     @property
     def objective(self) -> Objective:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from palestra.config import ModelSection
+from palestra.config_training import LoraSection
 from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training.attention import Segment, Segments, use_packed_attention
 from palestra.learning.training.batching import Microbatch
 from palestra.learning.training.logprobs import TokenLogprobs, token_logprobs
+from palestra.learning.training.lora import ADAPTER, AdapterReference, Adapters
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -34,6 +36,26 @@ _TOKENIZER_FILES = (
 )
 
 
+class Reference(Protocol):
+    """What a policy is held to: it scores ids and never changes."""
+
+    def score(self, batch: Microbatch) -> TokenLogprobs:
+        """Score the trained ids of a microbatch."""
+        ...
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """What makes it up."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            RuntimeError: it is of another model.
+        """
+        ...
+
+
 class Policy:
     """A causal model in evaluation mode: without dropout, as the engine runs it.
 
@@ -43,6 +65,7 @@ class Policy:
         layout: whether microbatches are padded or packed.
         activation_checkpointing: whether the backward pass computes layers anew. Padded rows
             then share no prefix, since keys and values of a prefix would have to be kept.
+        adapters: of the model, if it has some.
 
     Attributes:
         shares_prefixes: whether rows may go on from a prefix that was computed once.
@@ -59,9 +82,11 @@ class Policy:
         *,
         layout: Literal["padded", "packed"] = "padded",
         activation_checkpointing: bool = False,
+        adapters: Adapters | None = None,
     ) -> None:
         self.model = model.eval()
         self._layout = layout
+        self._adapters = adapters
         if layout == "packed":
             use_packed_attention(model)
             _check_packed(model)
@@ -80,11 +105,15 @@ class Policy:
         *,
         layout: Literal["padded", "packed"] = "padded",
         activation_checkpointing: bool = False,
+        lora: LoraSection | None = None,
+        seed: int = 0,
     ) -> Policy:
-        """Load the weights of a Hugging Face folder.
+        """Load the weights of a Hugging Face folder; with ``lora``, only new adapters train.
 
         Raises:
-            ConfigError: the folder holds no complete model, or the device is not there.
+            ConfigError: the folder holds no complete model, the device is not there, or the
+                model has no layers such as the adapters want.
+            MissingExtra: adapters need peft.
         """
         if not (folder / "config.json").is_file():
             raise ConfigError(f"there is no model in {folder}: it has no config.json")
@@ -94,7 +123,10 @@ class Policy:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"cannot load the model in {folder}: {_line(error)}") from error
         return cls(
-            model.to(device), layout=layout, activation_checkpointing=activation_checkpointing
+            model.to(device),
+            layout=layout,
+            activation_checkpointing=activation_checkpointing,
+            adapters=Adapters(model, lora, base=folder, seed=seed) if lora else None,
         )
 
     @property
@@ -124,19 +156,38 @@ class Policy:
             entropy_gradient=entropy_gradient,
         )
 
-    def frozen_copy(self) -> Policy:
-        """A copy that takes no gradients."""
+    def frozen_copy(self) -> Reference:
+        """The policy as it is now, without gradients; of adapters, they alone are copied."""
+        if self._adapters is not None:
+            return AdapterReference(self, self._adapters)
         return Policy(copy.deepcopy(self.model).requires_grad_(False), layout=self._layout)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights by their names."""
+        return cast("dict[str, torch.Tensor]", self.model.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            RuntimeError: it is of another model.
+        """
+        self.model.load_state_dict(state, strict=True)
 
     def write(self, folder: Path, *, tokenizer_from: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files into ``folder``.
 
+        Adapters are merged into the weights, for any engine, and stand in ``adapter/`` besides.
+
         Raises:
             OSError, SafetensorError: the disk does not take them.
         """
+        state = self._adapters.merged() if self._adapters else None
         with _quietly():
             # One file, whatever its size: engines then read exactly model.safetensors.
-            self.model.save_pretrained(folder, max_shard_size="100TB")
+            self.model.save_pretrained(folder, state_dict=state, max_shard_size="100TB")
+        if self._adapters is not None:
+            self._adapters.write(folder / ADAPTER)
         for pattern in _TOKENIZER_FILES:
             for path in tokenizer_from.glob(pattern):
                 if path.is_file() and not (folder / path.name).exists():
@@ -148,6 +199,9 @@ class Policy:
         Raises:
             CheckpointError: they are missing, broken or of another architecture.
         """
+        if self._adapters is not None:
+            self._adapters.read(folder / ADAPTER)
+            return
         try:
             # Through from_pretrained, since names in the file need not be those in memory.
             weights = _load(folder, self.model.dtype).state_dict()

@@ -24,7 +24,7 @@ from palestra.learning.training.batching import (
 from palestra.learning.training.correction import importance_weights
 from palestra.learning.training.folders import whole_folder
 from palestra.learning.training.losses import LossScale, loss_scale
-from palestra.learning.training.model import Policy
+from palestra.learning.training.model import Policy, Reference
 from palestra.learning.training.movement import WeightSample
 from palestra.learning.training.optimizer import PolicyOptimizer
 from palestra.learning.training.report import TokenReport, join, ratios_by_rollout, token_metrics
@@ -62,10 +62,11 @@ class Trainer:
         training: optimizer, loss and batching.
         truncated: whether truncated rollouts are trained on or only count in the baseline.
         max_row_tokens: rollouts with longer conversations only count in it; 0: any length.
-        seed: of the order in which groups fall into minibatches.
+        seed: of the order in which groups fall into minibatches, and of new adapters.
 
     Raises:
-        ConfigError: the folder holds no usable model, or there is no such device.
+        ConfigError: the folder holds no usable model, there is no such device, or the model
+            has no layers for adapters.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class Trainer:
             model,
             layout=training.layout,
             activation_checkpointing=training.activation_checkpointing,
+            lora=training.lora,
+            seed=seed,
         )
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
@@ -262,7 +265,7 @@ class Trainer:
         return math.fsum(losses), reports
 
     @staticmethod
-    def _score_frozen(policy: Policy, batch: Microbatch) -> torch.Tensor:
+    def _score_frozen(policy: Reference, batch: Microbatch) -> torch.Tensor:
         with torch.no_grad():
             return policy.score(batch).logprobs_N
 
@@ -323,7 +326,7 @@ class Trainer:
             "num_skipped": self._num_skipped,
             "optimizer": self._optimizer.state_dict(),
             "generator": self._generator.get_state(),
-            "reference": self._reference.model.state_dict() if moved and self._reference else None,
+            "reference": self._reference.state_dict() if moved and self._reference else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -341,7 +344,7 @@ class Trainer:
         self._generator.set_state(state["generator"])
         if state["reference"] is not None and self._reference is not None:
             try:
-                self._reference.model.load_state_dict(state["reference"], strict=True)
+                self._reference.load_state_dict(state["reference"])
             except RuntimeError as error:
                 raise CheckpointError(f"the reference is of another model: {error}") from error
             self._reference_moved = True
