@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from palestra.config import Recipe
 from palestra.errors import ConfigError
 from palestra.recipe_files import load_recipe, parse_recipe, recipe_data, recipe_keys
 
@@ -97,3 +98,26 @@ def test_launch_may_be_said_in_short_and_survives_being_written_down() -> None:
     more = parse_recipe({}, ["engine.kind=sglang", "engine.launch.servers=2"])
     assert more.engine.launch is not None
     assert more.engine.launch.servers == 2
+
+
+def test_the_best_checkpoints_need_a_score_that_evaluations_give() -> None:
+    heldout = {"heldout": "katas:heldout?seed=1&n=4"}
+    of = Recipe.model_validate
+    of({"tasks": heldout, "evaluation": {"every": 2}, "checkpoints": {"keep_best": 2}})
+    chosen = {"every": 2, "modes": ["greedy"]}
+    greedy = of({"tasks": heldout, "evaluation": chosen, "checkpoints": {"keep_best": 1}})
+    assert greedy.score == "greedy/solve_rate"
+    four = {"every": 2, "attempts": 4}
+    passed = {"keep_best": 1, "best_by": "sampled/pass@4"}
+    best = of({"tasks": heldout, "evaluation": four, "checkpoints": passed})
+    assert best.score == "sampled/pass@4"
+    for broken, words in (
+        ({"checkpoints": {"keep_best": 1}}, "needs tasks.heldout"),
+        ({"tasks": heldout, "checkpoints": {"keep_best": 1}}, "evaluation.every"),
+        ({"evaluation": chosen, "checkpoints": {"best_by": "sampled/solve_rate"}}, "no sampled"),
+        ({"evaluation": four, "checkpoints": {"best_by": "sampled/pass@3"}}, "no pass@3"),
+        ({"evaluation": four, "checkpoints": {"best_by": "greedy/pass@4"}}, "no pass@4"),
+        ({"checkpoints": {"best_by": "sampled/loss"}}, "pattern"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            of(broken)

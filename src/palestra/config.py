@@ -23,6 +23,12 @@ AgentName = Literal["mini", "gold", "noop"]
 EvaluationMode = Literal["sampled", "greedy"]
 
 
+def reported_ks(num_tries: int) -> tuple[int, ...]:
+    """For which k pass@k is reported: powers of two and the number of tries; none for one try."""
+    powers = (1 << n for n in range(num_tries.bit_length()))
+    return tuple(sorted({*powers, num_tries})) if num_tries > 1 else ()
+
+
 class TasksSection(Section):
     """Which tasks are trained on and which are held out."""
 
@@ -261,7 +267,19 @@ class CheckpointSection(Section):
     every: int = Field(
         10, gt=0, description="Steps between checkpoints; the last step always has one."
     )
-    keep_last: int = Field(3, gt=0, description="Checkpoints that are kept.")
+    keep_last: int = Field(3, gt=0, description="Newest checkpoints that are kept.")
+    keep_best: int = Field(
+        0,
+        ge=0,
+        description="Checkpoints that are kept besides because they did best on the held-out "
+        "tasks; above 0, every step that is evaluated has a checkpoint.",
+    )
+    best_by: str | None = Field(
+        None,
+        pattern=r"^(sampled|greedy)/(solve_rate|pass@[1-9]\d*|reward/mean)$",
+        description="What of an evaluation is a checkpoint's score, as sampled/solve_rate or "
+        "sampled/pass@4; none: the solve rate of the first of evaluation.modes.",
+    )
 
 
 class EvaluationSection(Section):
@@ -274,10 +292,19 @@ class EvaluationSection(Section):
         description="Each held-out task is attempted sampled, greedy (at temperature 0) or both.",
     )
     attempts: int = Field(
-        1, gt=0, description="Sampled attempts at each held-out task; greedy ones are all alike."
+        1,
+        gt=0,
+        description="Sampled attempts at each held-out task, for pass@k up to as many; greedy ones "
+        "are all alike.",
     )
     temperature: float | None = Field(
         None, gt=0, description="Of the sampled attempts; none: sampling.temperature."
+    )
+    background: bool = Field(
+        False,
+        description="Evaluations between steps run beside the next steps instead of before them, "
+        "on a quarter of environment.concurrency; newer weights then take over in their midst, "
+        "and no run repeats bit for bit.",
     )
 
     @model_validator(mode="after")
@@ -321,4 +348,21 @@ class Recipe(Section):
             raise ValueError(
                 "sampling.max_new_tokens leaves no room for a prompt in model.max_context"
             )
+        return self
+
+    @property
+    def score(self) -> str:
+        """The metric of an evaluation by which checkpoints are best."""
+        return self.checkpoints.best_by or f"{self.evaluation.modes[0]}/solve_rate"
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> Recipe:
+        if self.checkpoints.keep_best and not (self.tasks.heldout and self.evaluation.every):
+            raise ValueError("checkpoints.keep_best needs tasks.heldout and evaluation.every")
+        mode, _, name = self.score.partition("/")
+        if mode not in self.evaluation.modes:
+            raise ValueError(f"checkpoints.best_by: evaluation.modes has no {mode}")
+        num_tries = self.evaluation.attempts if mode == "sampled" else 1
+        if name.startswith("pass@") and int(name[5:]) not in reported_ks(num_tries):
+            raise ValueError(f"checkpoints.best_by: evaluation.attempts give no {name}")
         return self

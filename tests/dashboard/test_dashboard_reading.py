@@ -84,6 +84,26 @@ def test_what_a_resumed_run_does_again_replaces_what_it_did(
     assert all(len(index.metrics.column(name)) == 5 for name in index.metrics.names)
 
 
+def test_pass_at_k_has_a_panel_where_tasks_were_tried_several_times(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+
+    def evaluation(step: int, share: float) -> dict[str, object]:
+        ends = {"": share, "_low": share / 2, "_high": (1 + share) / 2}
+        names = {f"eval/sampled/pass@{k}{end}": v for k in (1, 2, 4, 8) for end, v in ends.items()}
+        metrics = names | {"eval/sampled/solve_rate": share, "eval/sampled/pass@8_tasks": 9.0}
+        return {"kind": "evaluation", "step": step, "metrics": metrics, "time_s": BEGAN_S + step}
+
+    skipped = {"kind": "evaluation.skipped", "step": 10, "time_s": BEGAN_S + 10}
+    run.events.write_bytes(b"".join(map(line, (evaluation(0, 0.2), evaluation(5, 0.4), skipped))))
+    index = RunIndex(run).refresh()
+    (panel,) = [one for one in series_of(index) if one["name"] == "pass_at_k"]
+    assert [one["label"] for one in panel["lines"]] == ["pass@1", "pass@4", "pass@8"]
+    assert panel["steps"] == [0, 5]
+    assert panel["lines"][0]["values"] == [0.2, 0.4]
+    assert panel["lines"][2]["low"] == [0.1, 0.2]
+    assert "after step 10 left out" in index.notices[-1].text
+
+
 def test_events_of_another_version_are_passed_over(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     odd = [

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from palestra.config import ModelSection
 from palestra.errors import CheckpointError
 from palestra.events import MemoryEvents
+from palestra.learning.best import BestCheckpoints
 from palestra.learning.training import CheckpointStore
 
 
@@ -127,6 +128,24 @@ def test_old_checkpoints_are_pruned_after_the_new_one_is_safe(folder: Path, tmp_
     latest = store.latest()
     assert latest is not None
     assert latest.step == 10, "steps are numbers, not words"
+
+
+def test_the_best_checkpoints_stay_beside_the_newest(folder: Path, tmp_path: Path) -> None:
+    trainer, checkpoints = trainer_at(folder), tmp_path / "checkpoints"
+    best = BestCheckpoints(checkpoints, metric="m", count=2)
+    store = CheckpointStore(checkpoints, 1, best=best)
+    for step, score in ((0, 0.2), (1, 0.6), (2, 0.1), (3, 0.3), (4, 0.2)):
+        store.save(step, trainer, {})
+        best.rate(step, {"m": score})
+    store.save(5, trainer, {})
+    assert store.steps() == [1, 3, 5]
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 5, "a run goes on from the newest, not from the best"
+    found = store.at(3)
+    assert found is not None
+    assert found.step == 3
+    assert store.at(4) is None
 
 
 def test_the_same_step_can_be_saved_again(folder: Path, tmp_path: Path) -> None:

@@ -336,13 +336,13 @@ async def test_evaluation_comes_before_in_between_and_after_once_each(tmp_path: 
     seen: list[tuple[int, int]] = []
 
     class Evaluator:
-        async def evaluate(self, *, step: int, version: int) -> dict[str, float]:
+        async def evaluate(self, *, step: int, version: int, background: bool) -> dict[str, float]:
             seen.append((step, version))
             return {"solve_rate": step / 10}
 
-    options = {"evaluator": Evaluator(), "evaluation": EvaluationSection(every=2)}
+    options = {"evaluator": Evaluator(), "evaluation": EvaluationSection(every=3)}
     summary = await Parts(tmp_path, **options).run(4)
-    assert seen == [(0, 0), (2, 2), (4, 4)]
+    assert seen == [(0, 0), (3, 3), (4, 4)]
     assert summary.evaluation == {"eval/solve_rate": 0.4}
     await Parts(tmp_path, **options).run(5)
     assert seen[3:] == [(5, 5)], "a resumed run does not evaluate its start again"
@@ -350,7 +350,7 @@ async def test_evaluation_comes_before_in_between_and_after_once_each(tmp_path: 
 
 async def test_the_last_step_is_saved_before_it_is_evaluated(tmp_path: Path) -> None:
     class Evaluator:
-        async def evaluate(self, *, step: int, version: int) -> dict[str, float]:
+        async def evaluate(self, *, step: int, version: int, background: bool) -> dict[str, float]:
             if step:
                 assert (tmp_path / "checkpoints" / f"{step}.json").exists()
             return {}

@@ -18,9 +18,11 @@ from report_makers import (
 )
 
 from palestra.errors import ConfigError, HostError
+from palestra.learning.evaluations import Evaluation
 from palestra.records import Message, Outcome
 from palestra.report.page import render, write_report
 from palestra.report.run_record import read_run
+from palestra.report.summary import summary_lines
 from palestra.run.directory import RunDirectory
 
 HOSTILE = "</pre></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
@@ -272,3 +274,31 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path: Path) -> None:
     run.metrics.write_text("step,a\nnone,1\n")
     with pytest.raises(HostError, match="metrics"):
         read_run(run)
+
+
+def test_several_attempts_at_a_task_show_as_pass_at_k(tmp_path: Path) -> None:
+    def evaluation(step: int, solved: int) -> Evaluation:
+        episodes = [
+            make_episode(f"kata-{task}", Outcome.SOLVED if n < solved else Outcome.UNSOLVED)
+            for task in range(20)
+            for n in range(4)
+        ]
+        made = make_evaluation(episodes, step=step, mode="sampled")
+        return dataclasses.replace(
+            made,
+            plan=dataclasses.replace(made.plan, attempts=4),
+            episodes=tuple(
+                dataclasses.replace(one, attempt=n % 4) for n, one in enumerate(made.episodes)
+            ),
+        )
+
+    run = make_run(tmp_path, steps=6, evaluations=[evaluation(0, 0), evaluation(6, 1)])
+    record = read_run(run)
+    page = Reader(render(record)).text
+    assert "pass@1 25.0 %" in page
+    assert "pass@2 50.0 %" in page
+    assert "pass@4 100.0 % (83.9 to 100.0)" in page, "twenty tasks, not eighty tries"
+    assert "Each task was attempted 4 times" in page
+    lines = "\n".join(summary_lines(record))
+    assert "pass@1 0.0 % (0.0 to 16.1), pass@2 0.0 %" in lines
+    assert "pass@4 100.0 % (83.9 to 100.0)" in lines

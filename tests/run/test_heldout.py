@@ -83,7 +83,7 @@ class Parts:
     """An evaluator on fakes, and its parts."""
 
     def __init__(self, folder: Path, script: EpisodeScript, **sections: Any) -> None:
-        gateway = FakeGateway()
+        gateway = self.gateway = FakeGateway()
         self.environment = Seeing(gateway, script)
         self.store = EvaluationStore(folder / "evaluations")
         self.watching = Watching()
@@ -125,6 +125,54 @@ async def test_each_mode_is_measured_stored_and_told_of(tmp_path: Path) -> None:
     assert [e.attempt for e in sampled.episodes] == [0, 1, 2] * 4
     assert [e.kind for e in greedy.episodes] == ["owner/repo", "adder", "adder", "adder"]
     assert {e.statement for e in greedy.episodes} == {"fix it"}
+
+
+async def test_several_attempts_give_pass_at_k_without_those_that_failed(tmp_path: Path) -> None:
+    def script(task: Task, number: int) -> ScriptedEpisode:
+        # One of four attempts solves task-0, all solve task-1, none the others, one of which
+        # loses two attempts to the infrastructure.
+        if task.instance_id == "task-3" and number >= 2:
+            return ScriptedEpisode(outcome=Outcome.INFRA_ERROR)
+        solved = task.instance_id == "task-1" or (task.instance_id == "task-0" and number == 2)
+        return ScriptedEpisode(outcome=Outcome.SOLVED if solved else Outcome.UNSOLVED)
+
+    sections = {"evaluation": {"attempts": 4, "modes": ["sampled"]}}
+    parts = Parts(tmp_path, script, **sections)
+    metrics = await parts.evaluator.evaluate(step=2, version=1)
+    assert metrics["sampled/solve_rate"] == pytest.approx(5 / 14)
+    assert metrics["sampled/pass@1"] == pytest.approx((1 / 4 + 1) / 4)
+    assert metrics["sampled/pass@2"] == pytest.approx((1 / 2 + 1) / 4)
+    assert metrics["sampled/pass@4"] == pytest.approx(2 / 3)
+    assert metrics["sampled/pass@4_tasks"] == 3
+    assert "sampled/pass@2_tasks" not in metrics
+    for k in (1, 2, 4):
+        low, high = (metrics[f"sampled/pass@{k}_{end}"] for end in ("low", "high"))
+        assert 0 < low < metrics[f"sampled/pass@{k}"] < high < 1
+    again = Parts(tmp_path, script, **sections)
+    assert await again.evaluator.evaluate(step=2, version=1) == metrics
+    assert again.environment.started == []
+
+
+async def test_beside_training_it_takes_few_places_and_says_which_weights_sampled(
+    tmp_path: Path,
+) -> None:
+    def script(task: Task, number: int) -> ScriptedEpisode:
+        if parts.environment.started.count(task.instance_id) and len(parts.environment.started) > 4:
+            parts.gateway.version = 9  # as when training publishes meanwhile
+        return ScriptedEpisode(delay_s=0.01)
+
+    sections = {"environment": {"concurrency": 8}, "evaluation": {"modes": ["sampled"]}}
+    parts = Parts(tmp_path / "beside", script, **(sections | {"evaluation": {"attempts": 3}}))
+    metrics = await parts.evaluator.evaluate(step=4, version=0, background=True)
+    assert parts.environment.max_running == 2
+    versions = (metrics["sampled/oldest_version"], metrics["sampled/newest_version"])
+    assert versions == (0, 9)
+    assert [e.background for e in parts.store.read_all()] == [True, True]
+    assert parts.store.read_all()[0].versions == (0, 9)
+    alone = Parts(tmp_path / "alone", half, **sections)
+    metrics = await alone.evaluator.evaluate(step=4, version=0)
+    assert alone.environment.max_running == 4
+    assert metrics["sampled/oldest_version"] == metrics["sampled/newest_version"] == 0
 
 
 async def test_what_is_on_disk_is_not_done_again(tmp_path: Path) -> None:

@@ -107,3 +107,13 @@ def test_time_left_goes_by_the_last_steps() -> None:
     assert left.seconds() == 50 * 2.0
     left.add(100, 2.0)
     assert left.words() == ""
+
+
+def test_an_evaluation_shows_pass_at_k_and_which_weights_it_spans() -> None:
+    view, shown = view_on(terminal=False)
+    metrics = {"episodes": 80.0, "solve_rate": 0.5, "solve_rate_low": 0.4, "solve_rate_high": 0.6}
+    metrics |= {"pass@1": 0.5, "pass@4": 0.75, "pass@4_low": 0.6, "pass@4_tasks": 19.0}
+    metrics |= {"oldest_version": 10.0, "newest_version": 12.0}
+    view.on_evaluation(10, {f"eval/sampled/{name}": value for name, value in metrics.items()})
+    assert "solved 50.0 % of 80 (95 % interval 40.0 to 60.0)" in shown.getvalue()
+    assert "; pass@1 50.0 %; pass@4 75.0 %; by weights v10 to v12" in shown.getvalue()

@@ -18,7 +18,7 @@ from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.errors import ConfigError, HostError
 from palestra.recipe_files import change_recipe, load_recipe, parse_recipe
 from palestra.records import EpisodeResult, Outcome, Task
-from palestra.report.words import solved_of
+from palestra.report.words import pass_words, solved_of
 from palestra.run.evaluate import EvaluationReport, model_endpoint, run_episodes
 from palestra.run.recipes import find_recipe
 from palestra.run.stored_episodes import recipe_of, write_settings
@@ -71,7 +71,10 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Tokens that one turn may take; default 1024.")
     ] = None,
-    attempts: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 1,
+    attempts: Annotated[
+        int,
+        typer.Option("--samples", "--attempts", min=1, help="Tries at each task, for pass@k."),
+    ] = 1,
     prompt: Annotated[
         str | None,
         typer.Option(help="swebench_backticks, swebench (tool calls), kata, or a YAML's path."),
@@ -220,3 +223,5 @@ def _print(report: EvaluationReport, *, as_json: bool) -> None:
     else:
         rate = solved_of(report.solve_rate, interval, len(report.rewards))
         typer.echo(f"{rate}: {outcomes}")
+        for k, measure in report.pass_at().items():
+            typer.echo(pass_words(k, measure))

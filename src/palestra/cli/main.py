@@ -14,6 +14,7 @@ from palestra.cli.certify import certify_tasks
 from palestra.cli.demo import demo
 from palestra.cli.doctor import doctor
 from palestra.cli.evaluate import evaluate
+from palestra.cli.export import export
 from palestra.cli.forge import forge
 from palestra.cli.replay import replay_episode
 from palestra.cli.report import report
@@ -39,6 +40,7 @@ app.command("demo")(demo)
 app.command("train", epilog=epilog())(train)
 app.command("warmstart")(warmstart)
 app.command("eval")(evaluate)
+app.command("export")(export)
 app.command("certify")(certify_tasks)
 app.command("forge")(forge)
 app.command("report")(report)

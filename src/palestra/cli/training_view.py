@@ -169,7 +169,8 @@ class TrainingView:
         """Show a held-out evaluation, a line for each mode."""
         for mode in get_args(EvaluationMode):
             if f"eval/{mode}/episodes" in metrics:
-                self.say(f"held-out after step {step}, {mode}: {_solved(metrics, mode)}")
+                told = [_solved(metrics, mode), *_passed(metrics, mode), *_spanned(metrics, mode)]
+                self.say(f"held-out after step {step}, {mode}: {'; '.join(told)}")
 
     def __enter__(self) -> TrainingView:
         if self._bar is not None:
@@ -188,6 +189,19 @@ def _solved(metrics: Mapping[str, float], mode: str) -> str:
         return "no episode could be graded"
     rate, low, high = (metrics[f"eval/{mode}/solve_rate{part}"] for part in ("", "_low", "_high"))
     return solved_of(rate, Interval(low=low, high=high), metrics[f"eval/{mode}/episodes"])
+
+
+def _passed(metrics: Mapping[str, float], mode: str) -> list[str]:
+    prefix = f"eval/{mode}/pass@"
+    ks = [name.removeprefix(prefix) for name in metrics if name.startswith(prefix)]
+    return [f"pass@{k} {percent(metrics[prefix + k])}" for k in ks if k.isdecimal()]
+
+
+def _spanned(metrics: Mapping[str, float], mode: str) -> list[str]:
+    oldest, newest = (metrics.get(f"eval/{mode}/{end}_version") for end in ("oldest", "newest"))
+    if oldest is None or newest is None or oldest == newest:
+        return []
+    return [f"by weights v{round(oldest)} to v{round(newest)}"]
 
 
 SHOWN = {

@@ -12,8 +12,8 @@ from palestra.errors import ConfigError
 from palestra.recipe_files import load_recipe
 from palestra.run.recipes import find_recipe
 
-# No RL step, and nothing held out is attempted.
-_ALONE = ("training.steps=0", "tasks.heldout=")
+# No RL step, and nothing held out is attempted, by which checkpoints could be kept.
+_ALONE = ("training.steps=0", "tasks.heldout=", "checkpoints.keep_best=0")
 
 
 def warmstart(

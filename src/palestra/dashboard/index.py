@@ -305,6 +305,9 @@ _NOTICES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "rollout.retry": lambda e: f"{e.get('rollout_id')} tried again: {e.get('error')}",
     "task.quarantined": lambda e: f"{e.get('instance_id')} left out: its tests flake",
     "episode.unexpected": lambda e: f"{e.get('instance_id')}: {e.get('error')}",
+    "evaluation.skipped": lambda e: (
+        f"held-out evaluation after step {e.get('step')} left out: another one was running"
+    ),
     "checkpoint.saved": lambda e: f"checkpoint of step {e.get('step')} saved",
     "checkpoint.ignored": lambda e: f"checkpoint {_name_of(e)} ignored: {e.get('reason')}",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from palestra.dashboard.index import RunIndex
@@ -46,7 +46,7 @@ class Panel:
     is_stack: bool = False
     low: float | None = None
     reference: float | None = None
-    held_out: bool = field(default=False)
+    held_out: Literal["solve_rate", "pass_at_k"] | None = None
 
 
 PANELS = (
@@ -64,7 +64,16 @@ PANELS = (
                 high="solve_rate_high",
             ),
         ),
-        held_out=True,
+        held_out="solve_rate",
+    ),
+    Panel(
+        name="pass_at_k",
+        heading="Pass@k, held out",
+        note="chance that one of k sampled tries solves a task; whiskers are 95 % intervals",
+        unit="share",
+        low=0.0,
+        lines=(),
+        held_out="pass_at_k",
     ),
     Panel(
         name="outcomes",
@@ -204,19 +213,15 @@ def series_of(index: RunIndex) -> list[dict[str, Any]]:
 
 def _panel(index: RunIndex, panel: Panel) -> dict[str, Any] | None:
     steps = index.metrics.steps
-    held_out = sorted(index.held_out) if panel.held_out else []
+    held_out = sorted(index.held_out) if panel.held_out is not None else []
     axis = sorted({*steps, *held_out})
     lines = [
         wire
         for line in panel.lines
         if (wire := _line(index, line, axis, is_stack=panel.is_stack)) is not None
     ]
-    if panel.held_out:
-        lines += [
-            wire
-            for number, mode in enumerate(_MODES)
-            if (wire := _held_out(index, mode, number, axis)) is not None
-        ]
+    if panel.held_out is not None:
+        lines += _HELD_OUT[panel.held_out](index, axis)
     if not lines or not axis:
         return None
     return panel_wire(
@@ -285,11 +290,37 @@ def column(index: RunIndex, metric: str) -> list[float | None]:
     return [n / s if n is not None and s else None for n, s in zip(tokens, seconds, strict=True)]
 
 
-def _held_out(
-    index: RunIndex, mode: str, number: int, axis: Sequence[int]
+def _held_out_lines(index: RunIndex, axis: Sequence[int]) -> list[dict[str, Any]]:
+    """The solve rate in each mode."""
+    found = (
+        _held_out_line(index, f"eval/{mode}/solve_rate", f"held out, {mode}", style, axis)
+        for mode, style in zip(_MODES, ("s2", "s3"), strict=True)
+    )
+    return [line for line in found if line is not None]
+
+
+def _pass_at_k_lines(index: RunIndex, axis: Sequence[int]) -> list[dict[str, Any]]:
+    """Pass@k for the smallest, the middle and the greatest k that any evaluation has."""
+    prefix = "eval/sampled/pass@"
+    rest = {
+        name.removeprefix(prefix)
+        for held_out in index.held_out.values()
+        for name in held_out.metrics
+        if name.startswith(prefix)
+    }
+    ks = sorted(int(name) for name in rest if name.isdecimal())
+    shown = sorted({ks[0], ks[len(ks) // 2], ks[-1]}) if ks else []
+    found = (
+        _held_out_line(index, f"{prefix}{k}", f"pass@{k}", style, axis)
+        for k, style in zip(shown, ("s1", "s2", "s3"), strict=False)
+    )
+    return [line for line in found if line is not None]
+
+
+def _held_out_line(
+    index: RunIndex, name: str, label: str, style: str, axis: Sequence[int]
 ) -> dict[str, Any] | None:
     steps = sorted(index.held_out)
-    name = f"eval/{mode}/solve_rate"
 
     def values(metric: str) -> list[float | None]:
         found = [index.held_out[step].metrics.get(metric) for step in steps]
@@ -298,13 +329,16 @@ def _held_out(
     if all(value is None for value in values(name)):
         return None
     return {
-        "label": f"held out, {mode}",
-        "style": ("s2", "s3")[number],
+        "label": label,
+        "style": style,
         "sparse": True,
         "values": values(name),
         "low": values(f"{name}_low"),
         "high": values(f"{name}_high"),
     }
+
+
+_HELD_OUT = {"solve_rate": _held_out_lines, "pass_at_k": _pass_at_k_lines}
 
 
 def _spread(

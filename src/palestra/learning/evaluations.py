@@ -16,6 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 from palestra.config import EvaluationMode
 from palestra.errors import HostError
 from palestra.learning.metrics import outcome_metrics
+from palestra.learning.pass_at_k import (
+    Measure,
+    TaskTries,
+    reported_pass_at_k,
+    solve_rate,
+    tries_by_task,
+)
 from palestra.learning.rollouts.json_lines import (
     SUFFIX,
     discard,
@@ -74,23 +81,55 @@ class Evaluation:
         plan: what was evaluated, and how.
         duration_s: how long it took, in seconds.
         episodes: every attempt, by task; also those that the infrastructure failed.
+        background: whether training went on meanwhile.
     """
 
     plan: EvaluationPlan
     duration_s: float
     episodes: tuple[EvaluatedEpisode, ...]
+    background: bool = False
+
+    @property
+    def tries(self) -> tuple[TaskTries, ...]:
+        """The graded attempts, by task."""
+        rollouts = (attempt.rollout for attempt in self.episodes)
+        return tries_by_task((r.episode.instance_id, r.reward) for r in rollouts)
+
+    @property
+    def versions(self) -> tuple[int, int] | None:
+        """The oldest and the newest weights that sampled in it; ``None`` if nothing did.
+
+        They are those of the plan, unless new weights were published meanwhile.
+        """
+        found = {v for a in self.episodes for v in a.rollout.trace.policy_versions}
+        return (min(found), max(found)) if found else None
+
+    def pass_at(self) -> dict[int, Measure]:
+        """Pass@k by k; nothing where each task was attempted once."""
+        return reported_pass_at_k(self.tries, self.plan.attempts)
 
     def metrics(self) -> dict[str, float]:
-        """Shares of outcomes and the solve rate with its 95 % interval.
+        """Shares of outcomes; solve rate and pass@k, each with its 95 % interval by task.
 
-        ``episodes`` counts those that were graded; rates are over them.
+        ``episodes`` counts those that were graded; rates are over them. ``pass@K_tasks`` is there
+        where tasks were left out of ``pass@K``, because too many tries at them failed.
         """
         episodes = [attempt.rollout.episode for attempt in self.episodes]
         graded = sum(episode.reward is not None for episode in episodes)
-        return {
-            "episodes": float(graded),
-            "time_s": self.duration_s,
-        } | outcome_metrics(episodes)
+        metrics = {"episodes": float(graded), "time_s": self.duration_s}
+        metrics |= outcome_metrics(episodes)
+        rate = solve_rate(self.tries)
+        if rate is not None:
+            metrics |= _with_interval("solve_rate", rate)
+        num_tasks = len({episode.instance_id for episode in episodes})
+        for k, measure in self.pass_at().items():
+            metrics |= _with_interval(f"pass@{k}", measure)
+            if measure.num_tasks < num_tasks:
+                metrics[f"pass@{k}_tasks"] = float(measure.num_tasks)
+        if self.versions is not None:
+            oldest, newest = self.versions
+            metrics |= {"oldest_version": float(oldest), "newest_version": float(newest)}
+        return metrics
 
 
 class EvaluationStore:
@@ -168,10 +207,19 @@ class EvaluationStore:
         return sorted(found, key=lambda item: (item[0], item[1].stat().st_mtime_ns, item[1].name))
 
 
+def _with_interval(name: str, measure: Measure) -> dict[str, float]:
+    return {
+        name: measure.share,
+        f"{name}_low": measure.interval.low,
+        f"{name}_high": measure.interval.high,
+    }
+
+
 def _lines(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     yield {
         "plan": _PLAN.dump_python(evaluation.plan, mode="json"),
         "duration_s": evaluation.duration_s,
+        "background": evaluation.background,
     }
     for episode in evaluation.episodes:
         yield {
@@ -191,6 +239,7 @@ def _read(path: Path) -> Evaluation:
         return Evaluation(
             plan=_PLAN.validate_python(head["plan"]),
             duration_s=float(head["duration_s"]),
+            background=bool(head.get("background", False)),
             episodes=tuple(map(_episode, lines)),
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:

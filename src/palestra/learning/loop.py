@@ -20,7 +20,9 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from palestra.config import CheckpointSection, EvaluationSection
 from palestra.errors import CheckpointError
 from palestra.events import EventSink, NullEvents
+from palestra.learning.best import BestCheckpoints
 from palestra.learning.evaluations import EvaluationStore
+from palestra.learning.measuring import Measuring
 from palestra.learning.metrics import batch_metrics
 from palestra.learning.metrics_table import MetricsTable
 from palestra.learning.progress import IndexSet, Progress
@@ -69,7 +71,8 @@ class TrainingLoop(Generic[LearnerT]):
         checkpoints: keeps what is needed to go on.
         checkpointing: when.
         evaluator: measures the policy before, after and in between; none: never.
-        evaluation: when.
+        evaluation: when, and whether training waits.
+        best: told how each step that was evaluated did; the checkpoints keep what it says.
         progress: to go on from; none: a new run.
         events: told of every step.
         observer: told of every step.
@@ -86,6 +89,7 @@ class TrainingLoop(Generic[LearnerT]):
         checkpointing: CheckpointSection,
         evaluator: Evaluator | None = None,
         evaluation: EvaluationSection | None = None,
+        best: BestCheckpoints | None = None,
         progress: Progress | None = None,
         events: EventSink | None = None,
         observer: LoopObserver | None = None,
@@ -95,8 +99,7 @@ class TrainingLoop(Generic[LearnerT]):
         self._publisher = publisher
         self._checkpoints = checkpoints
         self._checkpointing = checkpointing
-        self._evaluator = evaluator
-        self._evaluation = evaluation or EvaluationSection()
+        self._best = best
         self._progress = progress or Progress(version=learner.version)
         self._saved_step = self._progress.step
         self._events = events or NullEvents()
@@ -105,10 +108,16 @@ class TrainingLoop(Generic[LearnerT]):
         self._rollouts = RolloutStore(run_dir / "rollouts")
         self._evaluations = EvaluationStore(run_dir / "evaluations")
         self._table = MetricsTable(run_dir / "metrics.csv")
+        self._measuring = Measuring(
+            evaluator,
+            evaluation or EvaluationSection(),
+            store=self._evaluations,
+            best=best,
+            events=self._events,
+            observer=observer,
+        )
         self._is_whole = True
-        self._evaluated_step: int | None = None
         self._last_metrics: Mapping[str, float] = {}
-        self._last_evaluation: Mapping[str, float] = {}
 
     @property
     def progress(self) -> Progress:
@@ -130,18 +139,21 @@ class TrainingLoop(Generic[LearnerT]):
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="learner") as thread:
             try:
                 await self._begin(thread)
-                await self._evaluate_if(self._progress.step == 0)
+                await self._measuring.before(self._progress)
                 while self._progress.step < steps:
                     await self._step(thread)
+                    if self._progress.step < steps and self._measuring.is_due(self._progress.step):
+                        await self._measuring.between(self._progress)
                 # First, so that a kill in the last evaluation costs no training.
                 await self._finish(self._checkpoint(thread))
-                await self._evaluate_if(self._progress.step > 0)
+                await self._measuring.after(self._progress)
             finally:
+                await self._measuring.aclose()
                 await self._finish(self._checkpoint(thread))
         return RunSummary(
             progress=self._progress,
             metrics=self._last_metrics,
-            evaluation=self._last_evaluation,
+            evaluation=self._measuring.last,
         )
 
     # --- the parts of a run ---------------------------------------------------
@@ -158,6 +170,8 @@ class TrainingLoop(Generic[LearnerT]):
             *self._rollouts.set_aside(after_step=progress.step),
             *self._evaluations.set_aside(after_step=progress.step),
         ]
+        if self._best is not None:
+            self._best.forget(after_step=progress.step)
         self._table.truncate(after_step=progress.step)
         self._weights.prune(progress.version)
         self._events.emit(
@@ -174,10 +188,12 @@ class TrainingLoop(Generic[LearnerT]):
         batch = await self._batches.next_batch(self._learner.version)
         used = self._progress.claim(batch)
         await self._finish(self._commit(thread, batch, used))
-        if self._progress.step % self._checkpointing.every == 0:
+        self._measuring.check()
+        step = self._progress.step
+        # A score is worth nothing without the weights that it is of.
+        is_rated = self._checkpointing.keep_best > 0 and self._measuring.is_due(step)
+        if step % self._checkpointing.every == 0 or is_rated:
             await self._finish(self._checkpoint(thread))
-        every = self._evaluation.every
-        await self._evaluate_if(every > 0 and self._progress.step % every == 0)
 
     async def _commit(self, thread: ThreadPoolExecutor, batch: StepBatch, used: IndexSet) -> None:
         """All side effects of a step but the checkpoint."""
@@ -229,18 +245,6 @@ class TrainingLoop(Generic[LearnerT]):
             thread, self._checkpoints.save, progress.step, self._learner, progress.to_wire()
         )
         self._saved_step = progress.step
-
-    async def _evaluate_if(self, due: bool) -> None:
-        progress = self._progress
-        if self._evaluator is None or not due or self._evaluated_step == progress.step:
-            return
-        found = await self._evaluator.evaluate(step=progress.step, version=progress.version)
-        metrics = {f"eval/{name}": value for name, value in found.items()}
-        self._events.emit("evaluation", step=progress.step, metrics=metrics)
-        self._last_evaluation = metrics
-        self._evaluated_step = progress.step
-        if self._observer is not None:
-            self._observer.on_evaluation(progress.step, metrics)
 
     # --- threads and cancellation ---------------------------------------------
 

@@ -21,8 +21,8 @@ class Interval:
     high: float
 
 
-def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.959964) -> Interval | None:
-    """The score interval of a binomial share (Wilson 1927), 95 % by default.
+def wilson_interval(num_successes: int, num_trials: int) -> Interval | None:
+    """The 95 % score interval of a binomial share (Wilson 1927).
 
     Returns:
         The interval; ``None`` without trials.
@@ -32,9 +32,11 @@ def wilson_interval(num_successes: int, num_trials: int, *, z: float = 1.959964)
     """
     if not 0 <= num_successes <= num_trials:
         raise ValueError(f"{num_successes} successes in {num_trials} trials")
-    if num_trials == 0:
-        return None
-    share = num_successes / num_trials
+    return score_interval(num_successes / num_trials, num_trials) if num_trials else None
+
+
+def score_interval(share: float, num_trials: float, *, z: float = 1.959964) -> Interval:
+    """Wilson's interval of a share in [0, 1] worth ``num_trials`` > 0 trials, 95 % by default."""
     spread = z * z / num_trials
     centre = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / num_trials + spread / (4 * num_trials))

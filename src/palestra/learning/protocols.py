@@ -86,10 +86,17 @@ class BatchSource(Protocol):
 class Evaluator(Protocol):
     """Measures the served policy on held-out tasks."""
 
-    async def evaluate(self, *, step: int, version: int) -> Mapping[str, float]:
+    async def evaluate(
+        self, *, step: int, version: int, background: bool = False
+    ) -> Mapping[str, float]:
         """Return metrics; they are reported below ``eval/``.
 
         What was measured of this step before, in another process, may be returned again.
+
+        Args:
+            step: after which the policy is measured.
+            version: of the weights that are served now.
+            background: training goes on meanwhile, and newer weights will be served.
         """
         ...
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from palestra.config import EvaluationMode
 from palestra.learning.evaluations import EvaluatedEpisode, Evaluation
-from palestra.learning.metrics import Interval, wilson_interval
+from palestra.learning.metrics import Interval
+from palestra.learning.pass_at_k import Measure, solve_rate
 from palestra.records import Outcome
 
 MODES: tuple[EvaluationMode, ...] = ("sampled", "greedy")
@@ -21,7 +22,8 @@ class Measured:
         evaluation: itself.
         num_graded: episodes with a verdict; the rate is over them.
         rate: share solved, from 0 to 1; ``None`` if nothing was graded.
-        interval: 95 % of the rate; ``None`` if nothing was graded.
+        interval: 95 % of the rate, by task; ``None`` if nothing was graded.
+        pass_at: pass@k by k; nothing where each task was attempted once.
         num_failed: episodes that the infrastructure failed, which count for nothing.
     """
 
@@ -29,6 +31,7 @@ class Measured:
     num_graded: int
     rate: float | None
     interval: Interval | None
+    pass_at: Mapping[int, Measure]
     num_failed: int
 
     @property
@@ -122,12 +125,13 @@ def measure(evaluation: Evaluation) -> Measured:
     """Count an evaluation."""
     rewards = [episode.rollout.reward for episode in evaluation.episodes]
     graded = [reward for reward in rewards if reward is not None]
-    num_solved = sum(reward == 1.0 for reward in graded)
+    rate = solve_rate(evaluation.tries)
     return Measured(
         evaluation=evaluation,
         num_graded=len(graded),
-        rate=num_solved / len(graded) if graded else None,
-        interval=wilson_interval(num_solved, len(graded)),
+        rate=rate.share if rate is not None else None,
+        interval=rate.interval if rate is not None else None,
+        pass_at=evaluation.pass_at(),
         num_failed=len(rewards) - len(graded),
     )
 

@@ -267,6 +267,10 @@ def _held_out(comparisons: Sequence[Comparison]) -> Figure | None:
         return None  # before and after stand at the top of the page
     chart = curve_chart("Held-out solve rate", shown, show=_percent, low=0.0)
     note = "With 95 % intervals; greedy and sampled see the same tasks."
+    if any(m.evaluation.background for c in comparisons for m in c.all_of_mode):
+        note += (
+            " Those in between ran beside training, on the weights of their step and newer ones."
+        )
     return Figure(heading="Held-out solve rate", note=note, chart=chart)
 
 

@@ -50,6 +50,8 @@ def evaluation_command(record: RunRecord, model: Path) -> str | None:
         "--sandbox": recipe.sandbox.backend,
         "--concurrency": recipe.environment.concurrency,
     }
+    if recipe.evaluation.attempts > 1:
+        options["--samples"] = recipe.evaluation.attempts
     words = ["palestra", "eval", recipe.tasks.heldout]
     for option, value in options.items():
         words += [option, str(value)]
@@ -67,6 +69,8 @@ def _held_out(comparisons: tuple[Comparison, ...]) -> Iterator[str]:
         for name, measured in (("before", comparison.before), ("after", comparison.after)):
             if measured is not None:
                 yield f"{_INDENT}{'':<9} {name:<6} {_outcomes(measured)}"
+                if measured.pass_at:
+                    yield f"{_INDENT}{'':<9} {'':<6} {_pass_at(measured)}"
 
 
 def _rate(measured: Measured) -> str:
@@ -87,6 +91,13 @@ def _verdict(comparison: Comparison) -> str:
 def _outcomes(measured: Measured) -> str:
     counts = outcome_counts(measured.evaluation.episodes)
     return ", ".join(f"{n} {OUTCOMES[outcome]}" for outcome, n in counts)
+
+
+def _pass_at(measured: Measured) -> str:
+    found = measured.pass_at.items()
+    return ", ".join(
+        f"pass@{k} {percent(p.share)} ({interval_words(p.interval)})" for k, p in found
+    )
 
 
 def _training(record: RunRecord) -> Iterator[str]:

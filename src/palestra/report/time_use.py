@@ -37,7 +37,7 @@ def clock_stages(record: RunRecord) -> tuple[Stage, ...]:
         "episodes of training": record.total("rollout/wait_s") or 0.0,
         "training": record.total("time/train_s") or 0.0,
         "publishing weights": record.total("time/publish_s") or 0.0,
-        "held-out evaluation": sum(e.duration_s for e in record.evaluations),
+        "held-out evaluation": sum(e.duration_s for e in record.evaluations if not e.background),
     }
     rest = _alive_s(record) - sum(known.values())
     lost = ", and work lost to restarts" if len(record.processes) > 1 else ""

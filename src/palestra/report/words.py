@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from palestra.learning.metrics import Interval
+from palestra.learning.pass_at_k import Measure
 from palestra.records import Outcome
 
 OUTCOMES = {
@@ -33,6 +34,14 @@ def solved_of(rate: float, interval: Interval, num_graded: float) -> str:
     """A solve rate in one phrase, as ``solved 12.5 % of 16 (95 % interval 3.5 to 36.0)``."""
     return (
         f"solved {percent(rate)} of {count(num_graded)} (95 % interval {interval_words(interval)})"
+    )
+
+
+def pass_words(k: int, measure: Measure) -> str:
+    """Pass@k in one phrase, as ``pass@4 62.5 % of 16 tasks (95 % interval 38.6 to 81.5)``."""
+    return (
+        f"pass@{k} {percent(measure.share)} of {plural(measure.num_tasks, 'task')} "
+        f"(95 % interval {interval_words(measure.interval)})"
     )
 
 

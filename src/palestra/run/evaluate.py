@@ -17,16 +17,29 @@ from palestra.config import Recipe
 from palestra.environment.agents.protocol import ModelEndpoint
 from palestra.environment.episode import EpisodeRunner
 from palestra.environment.images.prefetch import Prefetcher
-from palestra.learning.metrics import Interval, wilson_interval
+from palestra.learning.metrics import Interval
+from palestra.learning.pass_at_k import (
+    Measure,
+    TaskTries,
+    reported_pass_at_k,
+    solve_rate,
+    tries_by_task,
+)
 from palestra.records import EpisodeResult, Task
 from palestra.wire import episode_to_wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationReport:
-    """What the episodes came to; the rate is over those that have a verdict."""
+    """What the episodes came to; rates are over those that have a verdict.
+
+    Attributes:
+        episodes: every one, by task.
+        attempts: at each task.
+    """
 
     episodes: tuple[EpisodeResult, ...]
+    attempts: int = 1
 
     @property
     def rewards(self) -> tuple[float, ...]:
@@ -40,8 +53,18 @@ class EvaluationReport:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % of the solve rate; ``None`` when nothing could be graded."""
-        return wilson_interval(sum(r == 1.0 for r in self.rewards), len(self.rewards))
+        """95 % of the solve rate, by task; ``None`` when nothing could be graded."""
+        rate = solve_rate(self.tries)
+        return rate.interval if rate is not None else None
+
+    @property
+    def tries(self) -> tuple[TaskTries, ...]:
+        """The graded episodes, by task."""
+        return tries_by_task((e.instance_id, e.reward) for e in self.episodes)
+
+    def pass_at(self) -> dict[int, Measure]:
+        """Pass@k by k; nothing where each task was attempted once."""
+        return reported_pass_at_k(self.tries, self.attempts)
 
     def to_wire(self) -> dict[str, Any]:
         """The summary that ``--json`` prints."""
@@ -49,6 +72,15 @@ class EvaluationReport:
         return {
             "solve_rate": self.solve_rate,
             "ci95": [interval.low, interval.high] if interval else None,
+            "attempts": self.attempts,
+            "pass_at_k": {
+                str(k): {
+                    "rate": found.share,
+                    "ci95": [found.interval.low, found.interval.high],
+                    "tasks": found.num_tasks,
+                }
+                for k, found in self.pass_at().items()
+            },
             "outcomes": dict(Counter(str(e.outcome) for e in self.episodes)),
             "episodes": [
                 {
@@ -102,7 +134,7 @@ async def run_episodes(
     finally:
         if log is not None:
             log.close()
-    report = EvaluationReport(episodes=tuple(task.result() for task in running))
+    report = EvaluationReport(episodes=tuple(task.result() for task in running), attempts=attempts)
     if out is not None:
         (out / "report.json").write_bytes(
             orjson.dumps(report.to_wire(), option=orjson.OPT_INDENT_2)

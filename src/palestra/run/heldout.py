@@ -21,11 +21,14 @@ from palestra.learning.rollouts.protocol import Environment, Gateway
 from palestra.records import Outcome, Task
 from palestra.run.watching import Watcher
 
+_BACKGROUND_SHARE = 4
+
 
 class HeldOutEvaluator:
     """Attempts every held-out task in every mode and keeps the episodes on disk.
 
-    What is on disk already, of the same step, weights, tasks and mode, is not done again.
+    What is on disk already, of the same step, weights, tasks and mode, is not done again. Beside
+    training it takes a quarter of the places, so that training waits little for it.
 
     Args:
         tasks: held out.
@@ -55,15 +58,26 @@ class HeldOutEvaluator:
         self._store = store
         self._watcher = watcher
         self._events = events
-        self._slots = asyncio.Semaphore(recipe.environment.concurrency)
+        places = recipe.environment.concurrency
+        self._slots = asyncio.Semaphore(places)
+        self._background_slots = asyncio.Semaphore(max(1, places // _BACKGROUND_SHARE))
 
-    async def evaluate(self, *, step: int, version: int) -> Mapping[str, float]:
+    async def evaluate(
+        self, *, step: int, version: int, background: bool = False
+    ) -> Mapping[str, float]:
         """Attempt all tasks under the served weights.
 
+        Args:
+            step: after which they are evaluated.
+            version: of the weights that are served now.
+            background: training goes on meanwhile; which weights sampled is told by
+                ``oldest_version`` and ``newest_version`` and stands at every id on disk.
+
         Returns:
-            Below ``sampled/`` and ``greedy/``: ``solve_rate``, its 95 % interval
-            ``solve_rate_low`` and ``solve_rate_high``, ``episodes`` that were graded, and
-            shares of outcomes. A value that nothing is known of is left out.
+            Below ``sampled/`` and ``greedy/``: ``solve_rate`` and ``pass@K``, their 95 %
+            intervals (``solve_rate_low``, ``solve_rate_high``), ``episodes`` that were graded,
+            shares of outcomes, and the versions that sampled. A value that nothing is known of
+            is left out.
 
         Raises:
             InfraError: more than ``rollouts.max_infra_share`` of a mode's episodes failed.
@@ -74,7 +88,7 @@ class HeldOutEvaluator:
             plan = self._plan(mode, step, version)
             evaluation = await asyncio.to_thread(self._store.find, plan)
             if evaluation is None:
-                evaluation = await self._carry_out(plan)
+                evaluation = await self._carry_out(plan, background)
                 await asyncio.to_thread(self._store.write, evaluation)
                 self._events.emit("evaluation.stored", step=step, mode=mode)
             metrics |= {f"{mode}/{name}": value for name, value in evaluation.metrics().items()}
@@ -93,7 +107,7 @@ class HeldOutEvaluator:
             tasks=_digest(self._tasks),
         )
 
-    async def _carry_out(self, plan: EvaluationPlan) -> Evaluation:
+    async def _carry_out(self, plan: EvaluationPlan, background: bool) -> Evaluation:
         collector = RolloutCollector(
             self._environment,
             self._gateway,
@@ -103,12 +117,13 @@ class HeldOutEvaluator:
             seed=self._recipe.seed,
             events=self._events,
         )
+        slots = self._background_slots if background else self._slots
         self._watcher.on_evaluation_begin(plan, len(self._tasks) * plan.attempts)
         began_s = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:
                 running = [
-                    group.create_task(self._attempt(collector, task, plan, number))
+                    group.create_task(self._attempt(collector, slots, task, plan, number))
                     for task in self._tasks
                     for number in range(plan.attempts)
                 ]
@@ -119,15 +134,21 @@ class HeldOutEvaluator:
             plan=plan,
             duration_s=time.monotonic() - began_s,
             episodes=tuple(task.result() for task in running),
+            background=background,
         )
         self._check_infra_share(evaluation)
         return evaluation
 
     async def _attempt(
-        self, collector: RolloutCollector, task: Task, plan: EvaluationPlan, number: int
+        self,
+        collector: RolloutCollector,
+        slots: asyncio.Semaphore,
+        task: Task,
+        plan: EvaluationPlan,
+        number: int,
     ) -> EvaluatedEpisode:
         name = f"eval-{plan.step}-{plan.mode}-{task.instance_id}-{number}"
-        async with self._slots:
+        async with slots:
             rollout = await collector.collect(task, name)
         self._watcher.on_evaluation_episode(rollout)
         return EvaluatedEpisode(

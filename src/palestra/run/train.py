@@ -16,6 +16,7 @@ from palestra.addresses import gateway_host, named_url, without_secrets
 from palestra.config import Recipe
 from palestra.errors import CheckpointError
 from palestra.events import EventLog, EventSink
+from palestra.learning.best import BestCheckpoints
 from palestra.learning.evaluations import EvaluationStore
 from palestra.learning.loop import RunSummary, TrainingLoop
 from palestra.learning.progress import Progress
@@ -86,7 +87,9 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         events = stack.enter_context(_events(recipe, run, watcher))
         events.emit("run.started", facts=gather_facts(sys.argv[1:], accelerators=_accelerators()))
         environment = await stack.enter_async_context(_environment(recipe, run, watcher, events))
-        store = CheckpointStore(run.checkpoints, recipe.checkpoints.keep_last, events=events)
+        keeping = recipe.checkpoints
+        best = BestCheckpoints(run.checkpoints, metric=recipe.score, count=keeping.keep_best)
+        store = CheckpointStore(run.checkpoints, keeping.keep_last, best=best, events=events)
         watcher.say("loading the model")
         trainer, checkpoint = await asyncio.to_thread(_trainer, recipe, run, tasks, store)
         if checkpoint is None:
@@ -111,15 +114,6 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
         scheduler = await stack.enter_async_context(
             _scheduler(recipe, tasks, collector, environment, progress, watcher, events)
         )
-        evaluator = HeldOutEvaluator(
-            tasks.heldout,
-            environment,
-            gateway,
-            recipe=recipe,
-            store=EvaluationStore(run.evaluations),
-            watcher=watcher,
-            events=events,
-        )
         loop: TrainingLoop[Trainer] = TrainingLoop(
             run_dir=run.root,
             batches=scheduler,
@@ -127,13 +121,36 @@ async def train(recipe: Recipe, run: RunDirectory, tasks: RunTasks, watcher: Wat
             publisher=engine,
             checkpoints=store,
             checkpointing=recipe.checkpoints,
-            evaluator=evaluator if tasks.heldout else None,
+            evaluator=_evaluator(recipe, run, tasks, environment, gateway, watcher, events),
             evaluation=recipe.evaluation,
+            best=best,
             progress=progress,
             events=events,
             observer=watcher,
         )
         return await loop.run(recipe.training.steps)
+
+
+def _evaluator(
+    recipe: Recipe,
+    run: RunDirectory,
+    tasks: RunTasks,
+    environment: EnvironmentClient,
+    gateway: GatewayClient,
+    watcher: Watcher,
+    events: EventSink,
+) -> HeldOutEvaluator | None:
+    if not tasks.heldout:
+        return None
+    return HeldOutEvaluator(
+        tasks.heldout,
+        environment,
+        gateway,
+        recipe=recipe,
+        store=EvaluationStore(run.evaluations),
+        watcher=watcher,
+        events=events,
+    )
 
 
 def _warmup(

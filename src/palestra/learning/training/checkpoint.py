@@ -22,6 +22,7 @@ import torch
 
 from palestra.errors import CheckpointError
 from palestra.events import EventSink, NullEvents
+from palestra.learning.best import BestCheckpoints
 from palestra.learning.training.folders import TEMPORARY_PREFIX, discard_folder, whole_folder
 from palestra.learning.training.trainer import Trainer
 
@@ -48,20 +49,29 @@ class CheckpointStore:
 
     Args:
         folder: of the run's checkpoints; made when the first is saved.
-        keep_last: how many are kept.
+        keep_last: how many of the newest are kept.
+        best: says which others are kept; none: no others.
         events: told of saved (``checkpoint.saved``), pruned (``checkpoint.pruned``) and
             ignored (``checkpoint.ignored``, with the reason) checkpoints.
     """
 
-    def __init__(self, folder: Path, keep_last: int, *, events: EventSink | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int,
+        *,
+        best: BestCheckpoints | None = None,
+        events: EventSink | None = None,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}; at least one checkpoint must stay")
         self._folder = folder
         self._keep_last = keep_last
+        self._best = best
         self._events = events or NullEvents()
 
     def save(self, step: int, trainer: Trainer, progress: Mapping[str, Any]) -> Path:
-        """Write ``STEP/`` and, once it is on the disk, remove the oldest beyond ``keep_last``.
+        """Write ``STEP/`` and, once it is on the disk, remove older ones that need not be kept.
 
         Raises:
             CheckpointError: it cannot be written; all earlier checkpoints are still there.
@@ -85,13 +95,20 @@ class CheckpointStore:
         Raises:
             CheckpointError: the folder cannot be read.
         """
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             folder = self._folder / str(step)
             try:
                 return _open(step, folder)
             except (OSError, ValueError) as error:
                 self._ignored(folder, str(error))
         return None
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The whole checkpoint of a step; ``None``: there is none, or it is torn."""
+        try:
+            return _open(step, self._folder / str(step))
+        except (OSError, ValueError):
+            return None
 
     def load(self, checkpoint: Checkpoint, trainer: Trainer) -> None:
         """Put a trainer where the checkpoint was taken.
@@ -108,7 +125,11 @@ class CheckpointStore:
         trainer.load_state_dict(state)
 
     def _prune(self) -> None:
-        for step in self._steps()[: -self._keep_last]:
+        steps = self.steps()
+        kept = self._best.kept(steps) if self._best is not None else frozenset()
+        for step in steps[: -self._keep_last]:
+            if step in kept:
+                continue
             folder = self._folder / str(step)
             try:
                 discard_folder(folder)
@@ -120,7 +141,12 @@ class CheckpointStore:
         for folder in self._folder.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, whole or torn, in order.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
         if not self._folder.is_dir():
             return []
         steps = []
