@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -59,18 +60,15 @@ async def edge(bench: Bench) -> dict[str, Any]:
         httpx.AsyncClient(timeout=120, trust_env=False) as http,
     ):
 
-        async def opened() -> Session:
-            session = (await http.post(f"{url}/sessions", json={"purpose": "evaluation"})).json()
-            return Session(http, session["base_url"])
+        async def tried(case: Case) -> dict[str, Any]:
+            opened = (await http.post(f"{url}/sessions", json={"purpose": "evaluation"})).json()
+            try:
+                return await case(bench, Session(http, opened["base_url"]))
+            # What is odd here must not hide the others.
+            except Exception as error:
+                return {"as_documented": False, "error": repr(error)[:500]}
 
-        return {
-            "too_long": await _too_long(bench, await opened()),
-            "empty": await _empty(bench, await opened()),
-            "unicode": await _unicode(bench, await opened()),
-            "cut_in_a_character": await _cut(await opened()),
-            "tool_call": await _tool_call(await opened()),
-            "malformed_tool_call": await _malformed(await opened()),
-        }
+        return {name: await tried(case) for name, case in CASES.items()}
 
 
 async def _too_long(bench: Bench, session: Session) -> dict[str, Any]:
@@ -117,7 +115,7 @@ async def _unicode(bench: Bench, session: Session) -> dict[str, Any]:
     }
 
 
-async def _cut(session: Session) -> dict[str, Any]:
+async def _cut(bench: Bench, session: Session) -> dict[str, Any]:
     """Answers of 1, 2, 3, … ids: one that ends inside a character is bridged all the same."""
     messages = [{"role": "user", "content": f"Repeat exactly, nothing else: {MIXED}"}]
     statuses, cut = [], []
@@ -131,7 +129,7 @@ async def _cut(session: Session) -> dict[str, Any]:
     return {"as_documented": set(statuses) == {200}, "cut_at": cut, "next_statuses": statuses}
 
 
-async def _tool_call(session: Session) -> dict[str, Any]:
+async def _tool_call(bench: Bench, session: Session) -> dict[str, Any]:
     """A question that wants a call, and the turn after its result."""
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "List the files in /tmp with the bash tool."}
@@ -150,7 +148,7 @@ async def _tool_call(session: Session) -> dict[str, Any]:
     }
 
 
-async def _malformed(session: Session) -> dict[str, Any]:
+async def _malformed(bench: Bench, session: Session) -> dict[str, Any]:
     """A call whose JSON is not closed stays text."""
     broken = '<tool_call>\n{"name": "bash", "arguments": {"command": "ls\n</tool_call>'
     messages = [{"role": "user", "content": f"Repeat exactly, nothing else: {broken}"}]
@@ -178,3 +176,14 @@ def _content(answer: dict[str, Any]) -> str:
     if answer["status"] != 200:
         return f"status {answer['status']}"
     return answer["choices"][0]["message"]["content"] or ""
+
+
+Case = Callable[[Bench, Session], Awaitable[dict[str, Any]]]
+CASES: dict[str, Case] = {
+    "too_long": _too_long,
+    "empty": _empty,
+    "unicode": _unicode,
+    "cut_in_a_character": _cut,
+    "tool_call": _tool_call,
+    "malformed_tool_call": _malformed,
+}

@@ -110,7 +110,7 @@ async def _doctor(bench: Bench, engine: str, more: Sequence[str]) -> dict[str, A
 
 
 def phases_of(options: argparse.Namespace) -> list[tuple[str, Phase, float]]:
-    """The phases that are asked for, in their order, and the seconds each may take."""
+    """The phases that are asked for, in one order, and the seconds each may take."""
     at_once = [
         (f"overhead {n}", lambda bench, n=n: overhead(bench, n), 120.0) for n in options.at_once
     ]
@@ -119,11 +119,11 @@ def phases_of(options: argparse.Namespace) -> list[tuple[str, Phase, float]]:
         "overhead": at_once,
         "edge": [("edge", edge, 60.0)],
         "doctor": [("doctor", doctor, 150.0)],
-        "doctor-local": [("doctor-local", doctor_local, 120.0)],
         "publish": [("publish", publish, 120.0)],
-        "kill": [("kill", kill, 240.0)],
+        "kill": [("kill", kill, 240.0)],  # and ends the server
+        "doctor-local": [("doctor-local", doctor_local, 120.0)],
     }
-    return [phase for name in options.phases for phase in known[name]]
+    return [phase for name in known if name in options.phases for phase in known[name]]
 
 
 @asynccontextmanager

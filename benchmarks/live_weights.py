@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from http import HTTPStatus
+from itertools import dropwhile, groupby
 from pathlib import Path
 from typing import Any
 
-from live_parts import Bench, Plan, Progress, Talked, Wire, failures, talk_all
+from live_parts import Bench, Call, Plan, Progress, Talked, Wire, failures, talk_all
 from live_sessions import differences
 
 from palestra.errors import EngineError
@@ -27,7 +28,7 @@ from palestra.policy.engines.processes import Launched
 from palestra.records import TokenPath, Trace
 
 NUM_PUBLISHED = 3
-STRENGTH = 0.15
+STRENGTH = 0.25
 """Standard deviation of the factors on the weights of norms."""
 LONG_ENOUGH = 16
 """Ids that a segment must have to be told by its mean gap."""
@@ -226,8 +227,7 @@ async def kill(bench: Bench) -> dict[str, Any]:
         _kill_server(bench.host)
         outcome = await talking
     ups = [e for e in wire.events.of_kind("engine.up") if e.time_s > killed_s]
-    calls = [call for call in wire.calls if call.time_s > killed_s and call.status == 200]
-    order = [call for call in calls if call.path in ("/generate", "/update_weights_from_disk")]
+    order = _after_health([call for call in wire.calls if call.time_s > killed_s])
     return {
         "sessions": len(outcome.talked),
         **failures(outcome.errors),
@@ -242,6 +242,13 @@ async def kill(bench: Bench) -> dict[str, Any]:
         **of_versions([one.trace for one in outcome.talked]),
         **await _scored(bench, outcome.talked, folders),
     }
+
+
+def _after_health(calls: Sequence[Call]) -> list[Call]:
+    """What a server that came back was asked; answers given before its death may come late."""
+    good = [call for call in calls if call.status == HTTPStatus.OK]
+    lives = dropwhile(lambda call: call.path != "/health", good)
+    return [call for call in lives if call.path != "/health"]
 
 
 def _kill_server(host: Launched) -> None:

@@ -9,6 +9,7 @@
 # OURS   PYTHONPATH of what our package needs beside src; none: SITE
 # PYTHON, PORT  python3 and 30000 where not given; SERVER: another command that starts it
 set -u
+ulimit -n "$(ulimit -Hn)"  # three connections for each of 256 sessions
 cd "$(dirname "$0")/.."
 : "${MODEL:?}" "${SITE:?}" "${OUT:?}"
 PYTHON=${PYTHON:-python3}

@@ -13,9 +13,9 @@ from palestra.errors import ConfigError
 from palestra.policy.engines.local import LocalEngine
 from palestra.policy.tiny import make_tiny_model
 from palestra.recipe_files import parse_recipe
-from palestra.records import Generation, SamplingParams
+from palestra.records import FinishReason, Generation, SamplingParams, Segment, Trace, Turn
 from palestra.run.engines import compared
-from palestra.run.fidelity import describe, measure
+from palestra.run.fidelity import Played, describe, measure, told_hits
 from palestra.run.policy import local_engine
 
 NUM_SESSIONS = 4
@@ -74,6 +74,9 @@ async def test_an_engine_that_is_the_trainer_has_no_gap(recipe: Recipe, model: P
     assert found.cache_hit_share is not None
     assert found.cache_hit_share > 0.9
     assert "4, " in describe(found)
+    assert found.trainer.startswith("float32, ")
+    assert found.trainer.endswith(" attention, cpu")
+    assert found.trainer in describe(found)
 
 
 async def test_an_engine_whose_logprobs_lean_is_found_out(recipe: Recipe, model: Path) -> None:
@@ -104,3 +107,33 @@ async def test_a_conversation_that_grows_too_long_ends_and_counts(model: Path) -
 async def test_an_engine_of_no_known_name_is_refused(recipe: Recipe) -> None:
     with pytest.raises(ConfigError, match="neither local nor"):
         await compared(recipe, "tensorrt", num_sessions=1, on_session=lambda: None)
+
+
+def played(*cached: int | None) -> Played:
+    """A session that adds three ids and samples two at each turn."""
+    turns = tuple(
+        Turn(
+            index=number,
+            parent=number - 1 if number else None,
+            context_ids=(1, 2, 3),
+            segments=(Segment(ids=(4, 5), logprobs=(-1.0, -1.0), policy_version=0),),
+            finish_reason=FinishReason.STOP,
+            temperature=1.0,
+            duration_s=0.0,
+            cached_tokens=told,
+        )
+        for number, told in enumerate(cached)
+    )
+    return Played(trace=Trace(session_id="s", turns=turns), messages=())
+
+
+def test_cache_hits_are_of_the_ids_that_earlier_turns_had() -> None:
+    # The second turn could have had 5 ids, the third 10; the first none of its own session.
+    assert told_hits([played(3, 4, 10)]) == pytest.approx(14 / 15)
+    assert told_hits([played(0, 8)]) == 1.0, "more than the turn before had is not its hit"
+    assert told_hits([played(0, 0), played(0, 5)]) == 0.5
+
+
+def test_cache_hits_that_nobody_tells_are_absent() -> None:
+    assert told_hits([played(0, None)]) is None
+    assert told_hits([played(0)]) is None, "nothing could have been a hit"

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from palestra.config import Recipe
-from palestra.errors import EngineError, GatewayError
+from palestra.errors import ConfigError, EngineError, GatewayError
 from palestra.learning.rollouts.gateway_client import GatewayClient
 from palestra.policy.engines.local import LocalEngine
 from palestra.policy.engines.protocol import Engine
@@ -133,7 +133,7 @@ def compare(
     """Score what was sampled with the trainer's forward pass.
 
     Raises:
-        ConfigError: the model cannot be loaded.
+        ConfigError: the model cannot be loaded, or has no room on its device.
         EngineError: nothing was sampled.
     """
     paths = [path for s in sessions for path in s.trace.paths()]
@@ -149,7 +149,7 @@ def compare(
         max_gap=max(map(abs, gaps)),
         share_outside=sum(not low <= gap <= high for gap in gaps) / len(gaps),
         share_retokenised=differing / len(sessions),
-        cache_hit_share=_told_hits(sessions),
+        cache_hit_share=told_hits(sessions),
         trainer=trainer,
     )
 
@@ -171,10 +171,17 @@ def _gaps(
     ]
     gaps: list[float] = []
     batches = microbatches(rows, max_tokens=recipe.training.microbatch_tokens, device=policy.device)
-    with torch.no_grad():
-        for batch in batches:
-            scored = policy.score(batch).logprobs_N
-            gaps += (scored - batch.rollout_logprobs_N).tolist()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                scored = policy.score(batch).logprobs_N
+                gaps += (scored - batch.rollout_logprobs_N).tolist()
+    except torch.OutOfMemoryError as error:  # the engine may have most of it
+        raise ConfigError(
+            f"{policy.device} has no room for the trainer's forward pass",
+            hint="lower training.microbatch_tokens, set model.device to cpu, or give the engine "
+            "less of the memory",
+        ) from error
     attention = getattr(policy.model.config, "_attn_implementation", None) or "unknown"
     return gaps, f"{recipe.model.dtype}, {attention} attention, {policy.device}"
 
@@ -230,7 +237,7 @@ async def measure(
     return replace(found, cache_hit_share=_hits(sessions, engine.num_prefilled_ids - before))
 
 
-def _told_hits(sessions: Sequence[Played]) -> float | None:
+def told_hits(sessions: Sequence[Played]) -> float | None:
     """Share of the ids that were in some earlier turn's sequence and that the engine had cached."""
     hits = possible = 0
     for session in sessions:
