@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -52,7 +52,7 @@ class Session:
         return [piece for piece in pieces if piece]
 
 
-async def edge(bench: Bench) -> dict[str, Any]:
+async def edge(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """All odd requests, each in a session of its own."""
     async with (
         bench.fleet(Wire()) as fleet,
@@ -68,7 +68,8 @@ async def edge(bench: Bench) -> dict[str, Any]:
             except Exception as error:
                 return {"as_documented": False, "error": repr(error)[:500]}
 
-        return {name: await tried(case) for name, case in CASES.items()}
+        for name, case in CASES.items():
+            yield {"case": name, **await tried(case)}
 
 
 async def _too_long(bench: Bench, session: Session) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from palestra.recipe_files import parse_recipe
 from palestra.run.engines import compared
 
 TOLD = ("version", "attention_backend", "sampling_backend", "dtype", "mem_fraction_static")
-Phase = Callable[[Bench], Awaitable[dict[str, Any]]]
+Phase = Callable[[Bench], AsyncGenerator[dict[str, Any], None]]
 
 
 def tell(result: dict[str, Any]) -> None:
@@ -46,34 +46,39 @@ def tell(result: dict[str, Any]) -> None:
 
 
 async def run_phase(name: str, bench: Bench, phase: Phase, timeout_s: float) -> bool:
-    """Run one phase and tell how it went; whether it ended well."""
+    """Run one phase and tell its results as they come; whether it ended well."""
     began_s = time.monotonic()
+
+    def tell_this(found: dict[str, Any]) -> None:
+        tell({"phase": name, "at_s": round(time.monotonic() - began_s, 2), **found})
+
     try:
-        async with asyncio.timeout(timeout_s):
-            found = await phase(bench)
+        async with asyncio.timeout(timeout_s), aclosing(phase(bench)) as results:
+            async for found in results:
+                tell_this(found)
     # Whatever it was, the machine is lent by the minute: go on and tell.
     except Exception as error:
-        found = {"error": f"{type(error).__name__}: {error}"[:2000]}
-    tell({"phase": name, "took_s": round(time.monotonic() - began_s, 2), **found})
-    return "error" not in found
+        tell_this({"error": f"{type(error).__name__}: {error}"[:2000]})
+        return False
+    return True
 
 
-async def server_told(bench: Bench) -> dict[str, Any]:
+async def server_told(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """What the server says of itself."""
     async with httpx.AsyncClient(base_url=bench.engine, timeout=30, trust_env=False) as http:
         answer = await http.get("/server_info")
     told = answer.json() if answer.is_success else {}
-    return {"status": answer.status_code, **{name: told.get(name) for name in TOLD}}
+    yield {"status": answer.status_code, **{name: told.get(name) for name in TOLD}}
 
 
-async def doctor(bench: Bench) -> dict[str, Any]:
+async def doctor(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """``palestra doctor --engine`` on the server."""
-    return await _doctor(bench, bench.engine, ())
+    yield await _doctor(bench, bench.engine, ())
 
 
-async def doctor_local(bench: Bench) -> dict[str, Any]:
+async def doctor_local(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """``palestra doctor --engine local`` on the server's model, beside the server."""
-    return await _doctor(bench, "local", (f"engine.max_batch={bench.options.doctor_sessions}",))
+    yield await _doctor(bench, "local", (f"engine.max_batch={bench.options.doctor_sessions}",))
 
 
 async def _doctor(bench: Bench, engine: str, more: Sequence[str]) -> dict[str, Any]:

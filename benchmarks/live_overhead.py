@@ -11,7 +11,7 @@ import asyncio
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +43,7 @@ class Rounds:
     num_short: int
 
 
-async def overhead(bench: Bench, at_once: int) -> dict[str, Any]:
+async def overhead(bench: Bench, at_once: int) -> AsyncGenerator[dict[str, Any], None]:
     """Alternate rounds through the gateway and bare, with so many sessions at once."""
     options = bench.options
     command = (sys.executable, __file__, "--engine", options.engine)
@@ -54,7 +54,7 @@ async def overhead(bench: Bench, at_once: int) -> dict[str, Any]:
     assert bare is not None
     assert gateway is not None
     added = {name: round(gateway[name] - bare[name], 2) for name in bare}
-    return {
+    yield {
         "at_once": at_once,
         "turns": len(found.gateway_ms),
         "new_ids": options.fixed_ids,

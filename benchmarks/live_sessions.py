@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -102,7 +102,7 @@ def differences(talked: Sequence[Talked], wire: Wire) -> dict[str, Any]:
     }
 
 
-async def sessions(bench: Bench) -> dict[str, Any]:
+async def sessions(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """Many sessions at once; everything that is in the ledger is looked up on the wire."""
     options = bench.options
     plan = Plan(sessions=options.sessions, turns=options.turns).shortened(options.text_share)
@@ -112,11 +112,9 @@ async def sessions(bench: Bench) -> dict[str, Any]:
     talked, took_s = outcome.talked, outcome.took_s
     traces = [one.trace for one in talked]
     compared = differences(talked, wire)
-    hits = prefix_hits(traces)
-    played = [Played(trace=one.trace, messages=one.messages) for one in talked]
     ends = Counter(turn.finish_reason.value for trace in traces for turn in trace.turns)
     lengths = [len(t.turns) and len(t.prompt_ids(t.turns[-1])) for t in traces]
-    return {
+    yield {
         "sessions": len(talked),
         **failures(outcome.errors),
         **compared,
@@ -125,15 +123,19 @@ async def sessions(bench: Bench) -> dict[str, Any]:
         "sampled_ids_per_s": round(compared["sampled_ids"] / took_s),
         "wait_ms": shape([1e3 * wait for one in talked for wait in one.waits_s], 1),
         "last_prompt_ids": shape(lengths, 0),
+        "finish_reasons": dict(ends),
+    }
+    hits = prefix_hits(traces)
+    yield {
         "prefix_hits": hits,
         "own_hit_share": hits and hits.own and round(hits.own_hit / hits.own, 4),
         "hit_share_with_shared": hits
         and hits.own
         and round((hits.own_hit + hits.shared_hit) / (hits.own + hits.shared), 4),
-        "finish_reasons": dict(ends),
-        "retokenised_share": sum(is_retokenised(one, bench.renderer) for one in played)
-        / max(1, len(played)),
     }
+    played = [Played(trace=one.trace, messages=one.messages) for one in talked]
+    differing = sum(is_retokenised(one, bench.renderer) for one in played)
+    yield {"retokenised_share": differing / len(played) if played else None}
 
 
 def _is_root(turn: Turn) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -161,7 +161,9 @@ def of_versions(traces: Sequence[Trace]) -> dict[str, Any]:
     }
 
 
-async def _scored(bench: Bench, talked: Sequence[Talked], folders: dict[int, Path]) -> Any:
+async def _scored(
+    bench: Bench, talked: Sequence[Talked], folders: dict[int, Path]
+) -> dict[str, Any]:
     options = bench.options
     # Sessions of several versions say the most.
     ordered = sorted((t.trace for t in talked), key=lambda trace: -_num_versions(trace))
@@ -183,37 +185,42 @@ def _plan(bench: Bench) -> Plan:
     return plan.shortened(options.text_share)
 
 
-async def publish(bench: Bench) -> dict[str, Any]:
+async def publish(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """Publish three times while sessions run."""
     plan, wire, progress = _plan(bench), Wire(), Progress()
     folders = folders_of(bench.model, bench.options.weights, NUM_PUBLISHED)
     num_turns = plan.sessions * plan.turns
     async with bench.fleet(wire) as fleet, bench.gateway(fleet) as url:
         talking = asyncio.create_task(talk_all(url, plan, progress))
-        took_s = []
+        took_s, troubles = [], []
         for version in range(1, NUM_PUBLISHED + 1):
             await progress.until(num_turns * version // (NUM_PUBLISHED + 1), talking)
             began_s = time.monotonic()
-            await fleet.publish(folders[version], version)
+            try:
+                await fleet.publish(folders[version], version)
+            except EngineError as error:
+                troubles.append(str(error)[:300])
             took_s.append(round(time.monotonic() - began_s, 3))
         outcome = await talking
     pauses = [list(e.fields["pauses_s"].values()) for e in wire.events.of_kind("engine.published")]
-    return {
+    yield {
         "sessions": len(outcome.talked),
         **failures(outcome.errors),
         **differences(outcome.talked, wire),
         "publish_s": took_s,
+        "publish_errors": troubles,
         "pauses_s": [pause for of_one in pauses for pause in of_one],
         "servers_lost": len(wire.events.of_kind("engine.down")),
         **of_versions([one.trace for one in outcome.talked]),
-        **await _scored(bench, outcome.talked, folders),
     }
+    yield await _scored(bench, outcome.talked, folders)
 
 
-async def kill(bench: Bench) -> dict[str, Any]:
+async def kill(bench: Bench) -> AsyncGenerator[dict[str, Any], None]:
     """Publish once, kill the server with SIGKILL, and see it come back with the right weights."""
     if not isinstance(bench.host, Launched):
-        return {"skipped": "the server is not ours: start it with --launch"}
+        yield {"skipped": "the server is not ours: start it with --launch"}
+        return
     plan, wire, progress = _plan(bench), Wire(), Progress()
     folders = folders_of(bench.model, bench.options.weights, 1)
     num_turns = plan.sessions * plan.turns
@@ -228,7 +235,7 @@ async def kill(bench: Bench) -> dict[str, Any]:
         outcome = await talking
     ups = [e for e in wire.events.of_kind("engine.up") if e.time_s > killed_s]
     order = _after_health([call for call in wire.calls if call.time_s > killed_s])
-    return {
+    yield {
         "sessions": len(outcome.talked),
         **failures(outcome.errors),
         **differences(outcome.talked, wire),
@@ -240,8 +247,8 @@ async def kill(bench: Bench) -> dict[str, Any]:
         "first_call_after": order[0].path if order else None,
         "stamps_after": sorted({str(call.stamp) for call in order}),
         **of_versions([one.trace for one in outcome.talked]),
-        **await _scored(bench, outcome.talked, folders),
     }
+    yield await _scored(bench, outcome.talked, folders)
 
 
 def _after_health(calls: Sequence[Call]) -> list[Call]:
