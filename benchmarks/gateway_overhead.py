@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
-from gateway_parts import Bench, SlowEngine, grown, observation
+from bench_gateway import Bench, SlowEngine, grown, observation
 
 from palestra.policy.gateway import Gateway, running_gateway
 from palestra.records import SamplingParams

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import orjson
+from bench_gateway import SOURCE
 from gateway_overhead import Client
-from gateway_parts import SOURCE
 
 from palestra.errors import EngineError
 from palestra.events import MemoryEvents

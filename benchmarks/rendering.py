@@ -11,7 +11,7 @@ import argparse
 import time
 from collections.abc import Callable
 
-from gateway_parts import Bench, conversation, grown
+from bench_gateway import Bench, conversation, grown
 
 from palestra.policy.gateway.tree import TurnTree
 
