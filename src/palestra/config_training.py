@@ -271,6 +271,11 @@ class TrainingSection(Section):
         description="Keep only what enters each layer and compute the rest anew in the backward "
         "pass: less memory for a third more work.",
     )
+    offload_optimizer: bool = Field(
+        False,
+        description="Keep float32 weights, moments and gradients in the host's memory (16 bytes a "
+        "weight) and let the CPU do the optimizer's step.",
+    )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters only; true: with the defaults; none: all."
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 
 from palestra.errors import CheckpointError
+from palestra.learning.training.offload import HostTransfers
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -27,31 +28,52 @@ class PolicyOptimizer:
         model: whose parameters are trained.
         betas: of AdamW.
         weight_decay: decoupled, of matrices.
+        offload: whether masters, moments and sums of gradients live in the host's memory, where
+            AdamW then works. For weights on a CPU it changes no bit.
     """
 
-    def __init__(self, model: Any, *, betas: tuple[float, float], weight_decay: float) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+        offload: bool = False,
+    ) -> None:
         self._weights: dict[str, torch.nn.Parameter] = {
             name: weight for name, weight in model.named_parameters() if weight.requires_grad
         }
         self._masters: dict[str, torch.Tensor] = {
-            name: weight if weight.dtype == torch.float32 else _master(weight)
-            for name, weight in self._weights.items()
+            name: _master(weight, offload=offload) for name, weight in self._weights.items()
         }
+        self._transfers = HostTransfers(self._weights.values()) if offload else None
+        # Kept from step to step: fresh pages for billions of numbers take the host seconds.
+        self._sums: dict[str, torch.Tensor] = {}
         embedding = model.get_input_embeddings().weight
         spared = {n for n, w in self._weights.items() if w.ndim < 2 or w is embedding}
         groups: list[dict[str, Any]] = [
             {"params": [m for n, m in self._masters.items() if n not in spared]},
             {"params": [m for n, m in self._masters.items() if n in spared], "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, weight_decay=weight_decay)
+        # Fused, since else a step on a GPU needs room for the moments' roots, all at once.
+        self._adamw = torch.optim.AdamW(
+            groups, lr=0.0, betas=betas, weight_decay=weight_decay, fused=True
+        )
 
     def accumulate(self) -> None:
         """Add the gradients of the last backward pass to the masters' (call after each)."""
-        for weight, master in self._copies():
-            if weight.grad is not None:
-                gradient = weight.grad.float()
-                master.grad = gradient if master.grad is None else master.grad + gradient
-                weight.grad = None
+        names = [
+            name
+            for name, weight in self._weights.items()
+            if weight.grad is not None and self._masters[name] is not weight
+        ]
+        for name, gradient in zip(names, self._gradients(names), strict=True):
+            master = self._masters[name]
+            if master.grad is None:
+                master.grad = self._sum(name, gradient)
+            else:
+                master.grad.add_(gradient)
+            self._weights[name].grad = None
 
     def step(self, *, lr: float, max_grad_norm: float) -> float:
         """Clip, step and forget the gradients; return the norm before clipping.
@@ -63,9 +85,7 @@ class PolicyOptimizer:
             for group in self._adamw.param_groups:
                 group["lr"] = lr
             self._adamw.step()
-            with torch.no_grad():
-                for weight, master in self._copies():
-                    weight.copy_(master)
+            self._publish()
         self.forget_gradients()
         return norm
 
@@ -85,10 +105,11 @@ class PolicyOptimizer:
         """Masters and moments by parameter name; hyperparameters are the recipe's."""
         return {
             "shapes": {name: list(master.shape) for name, master in self._masters.items()},
+            # Those of float32 weights are equal to them.
             "masters": {
                 name: master.detach()
                 for name, master in self._masters.items()
-                if master is not self._weights[name]
+                if self._weights[name].dtype != torch.float32
             },
             "moments": {
                 name: {key: self._adamw.state[master][key] for key in _MOMENTS}
@@ -109,17 +130,15 @@ class PolicyOptimizer:
         if set(state["masters"]) != set(ours["masters"]):
             raise CheckpointError("the optimizer's state belongs to weights of another dtype")
         with torch.no_grad():
-            for name, saved in state["masters"].items():
-                self._masters[name].copy_(saved)
+            for name, master in self._masters.items():
+                master.copy_(state["masters"].get(name, self._weights[name]))
         self._adamw.state.clear()
         for name, moments in state["moments"].items():
             if set(moments) != set(_MOMENTS):
                 raise CheckpointError(f"the optimizer's state of {name} is not AdamW's")
             master = self._masters[name]
             self._adamw.state[master] = {
-                # AdamW keeps its step count on the CPU, wherever the moments are.
-                key: value.clone() if key == "step" else value.to(master.device, copy=True)
-                for key, value in moments.items()
+                key: value.to(master.device, copy=True) for key, value in moments.items()
             }
 
     def _copies(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
@@ -129,6 +148,30 @@ class PolicyOptimizer:
             if self._masters[name] is not weight
         ]
 
+    def _gradients(self, names: Iterable[str]) -> Iterator[torch.Tensor]:
+        """Where the masters are, one by one, so that each can go before the next comes."""
+        found = (cast("torch.Tensor", self._weights[name].grad) for name in names)
+        return found if self._transfers is None else self._transfers.to_host(found)
 
-def _master(weight: torch.nn.Parameter) -> torch.Tensor:
-    return weight.detach().to(torch.float32, copy=True).requires_grad_()
+    def _sum(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """The first gradient of a step, in float32 beside the master."""
+        if self._transfers is None:
+            return gradient.float()
+        if name not in self._sums:
+            self._sums[name] = torch.empty_like(self._masters[name], requires_grad=False)
+        return self._sums[name].copy_(gradient)
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            if self._transfers is not None:
+                self._transfers.to_device(self._copies())
+                return
+            for weight, master in self._copies():
+                weight.copy_(master)
+
+
+def _master(weight: torch.nn.Parameter, *, offload: bool) -> torch.Tensor:
+    device = torch.device("cpu") if offload else weight.device
+    if weight.dtype == torch.float32 and weight.device == device:
+        return weight
+    return weight.detach().to(device, torch.float32, copy=True).requires_grad_()

@@ -96,7 +96,10 @@ class Trainer:
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
         self._optimizer = PolicyOptimizer(
-            self.policy.model, betas=training.betas, weight_decay=training.weight_decay
+            self.policy.model,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            offload=training.offload_optimizer,
         )
         self._generator = torch.Generator().manual_seed(seed)
         self._step = 0

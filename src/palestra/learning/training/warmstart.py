@@ -53,7 +53,10 @@ def _steps(
     trainer: Trainer, rows: list[TrainingRow], section: WarmstartSection, seed: int
 ) -> Iterator[dict[str, float]]:
     optimizer = PolicyOptimizer(
-        trainer.policy.model, betas=trainer.training.betas, weight_decay=0.0
+        trainer.policy.model,
+        betas=trainer.training.betas,
+        weight_decay=0.0,
+        offload=trainer.training.offload_optimizer,
     )
     batches = _epochs(rows, section.batch_size, random.Random(seed))
     try:
