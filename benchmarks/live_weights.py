@@ -32,6 +32,8 @@ STRENGTH = 0.25
 """Standard deviation of the factors on the weights of norms."""
 LONG_ENOUGH = 16
 """Ids that a segment must have to be told by its mean gap."""
+ROUNDING = 0.05
+"""Mean gap that different kernels make of the same weights at most."""
 
 
 def write_perturbed(model: Path, folder: Path, seed: int) -> Path:
@@ -126,12 +128,18 @@ def _gaps(model: Any, path: TokenPath) -> list[float]:
     return (logprobs - theirs).abs().tolist()
 
 
+def own_gap(one: Scored) -> float:
+    """Mean |gap| of a segment under the weights that it says it is of."""
+    return one.gaps[one.version]
+
+
 def verdict(scored: Sequence[Scored]) -> dict[str, Any]:
     """Mean gaps by weights, and how many segments other weights explain better than their own."""
     long = [one for one in scored if one.num_ids >= LONG_ENOUGH]
-    own = [one.gaps[one.version] for one in long]
+    own = [own_gap(one) for one in long]
     other = [gap for one in long for version, gap in one.gaps.items() if version != one.version]
-    wrong = [one for one in long if min(one.gaps, key=one.gaps.__getitem__) != one.version]
+    # Where all weights are sure of every id, rounding decides which is nearest.
+    wrong = [one for one in long if own_gap(one) > max(ROUNDING, 2 * min(one.gaps.values()))]
     return {
         "scored_segments": len(long),
         "scored_ids": sum(one.num_ids for one in long),

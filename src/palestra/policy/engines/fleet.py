@@ -169,7 +169,8 @@ class Fleet:
             member, sample, version = await self._sample(growing, sampling)
             asked = tuple(growing.ids)
             generation = growing.add(sample, version)
-            self._affinity.note(asked, growing.ids, member.url)
+            if len(self._members) > 1:  # where else could it go on
+                self._affinity.note(asked, growing.ids, member.url)
             if generation is not None:
                 return generation
         raise EngineError(f"the engine aborted one answer {MAX_ABORTS} times")
