@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Affinity:
         self._max_conversations = max_conversations
         self._places: OrderedDict[_End, str] = OrderedDict()
         self._num_of_length: dict[int, int] = {}
+        self._lengths: list[int] = []  # its keys, in order
 
     def __len__(self) -> int:
         return len(self._places)
@@ -49,6 +51,8 @@ class Affinity:
         if end in self._places:
             self._forget(end)
         self._places[end] = place
+        if end.length not in self._num_of_length:
+            insort(self._lengths, end.length)
         self._num_of_length[end.length] = self._num_of_length.get(end.length, 0) + 1
         if len(self._places) > self._max_conversations:
             self._forget(next(iter(self._places)))
@@ -59,14 +63,13 @@ class Affinity:
             self._forget(end)
 
     def _find(self, ids: Sequence[int]) -> _End | None:
-        best: _End | None = None
-        for length in self._num_of_length:
-            if length > len(ids) or (best is not None and length < best.length):
-                continue
+        # From the longest on: what a conversation came to is near the end of its next prompt.
+        for at in range(bisect_right(self._lengths, len(ids)) - 1, -1, -1):
+            length = self._lengths[at]
             end = _End(length, tuple(ids[max(0, length - TAIL) : length]))
             if end in self._places:
-                best = end
-        return best
+                return end
+        return None
 
     def _forget(self, end: _End) -> None:
         del self._places[end]
@@ -75,3 +78,4 @@ class Affinity:
             self._num_of_length[end.length] = left
         else:
             del self._num_of_length[end.length]
+            del self._lengths[bisect_left(self._lengths, end.length)]
