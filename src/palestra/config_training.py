@@ -271,6 +271,11 @@ class TrainingSection(Section):
         description="Keep only what enters each layer and compute the rest anew in the backward "
         "pass: less memory for a third more work.",
     )
+    compile: bool = Field(
+        False,
+        description="Put norms and MLPs through torch.compile: faster on GPUs after some minutes "
+        "of compiling; results differ by rounding.",
+    )
     offload_optimizer: bool = Field(
         False,
         description="Keep float32 weights, moments and gradients in the host's memory (16 bytes a "

@@ -22,6 +22,7 @@ from palestra.config_training import LoraSection
 from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training.attention import Segment, Segments, use_packed_attention
 from palestra.learning.training.batching import Microbatch
+from palestra.learning.training.compiling import compile_regions
 from palestra.learning.training.logprobs import TokenLogprobs, token_logprobs
 from palestra.learning.training.lora import ADAPTER, AdapterReference, Adapters
 
@@ -66,6 +67,7 @@ class Policy:
         activation_checkpointing: whether the backward pass computes layers anew. Padded rows
             then share no prefix, since keys and values of a prefix would have to be kept.
         adapters: of the model, if it has some.
+        compiled: whether its norms and MLPs are compiled.
 
     Attributes:
         shares_prefixes: whether rows may go on from a prefix that was computed once.
@@ -83,9 +85,11 @@ class Policy:
         layout: Literal["padded", "packed"] = "padded",
         activation_checkpointing: bool = False,
         adapters: Adapters | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = model.eval()
         self._layout = layout
+        self._compiled = compiled
         self._adapters = adapters
         if layout == "packed":
             use_packed_attention(model)
@@ -96,6 +100,8 @@ class Policy:
         _check_head(model)
         if activation_checkpointing:
             _checkpoint_layers(model)
+        if compiled:
+            compile_regions(model)
 
     @classmethod
     def load(
@@ -106,6 +112,7 @@ class Policy:
         layout: Literal["padded", "packed"] = "padded",
         activation_checkpointing: bool = False,
         lora: LoraSection | None = None,
+        compiled: bool = False,
         seed: int = 0,
     ) -> Policy:
         """Load the weights of a Hugging Face folder; with ``lora``, only new adapters train.
@@ -127,6 +134,7 @@ class Policy:
             layout=layout,
             activation_checkpointing=activation_checkpointing,
             adapters=Adapters(model, lora, base=folder, seed=seed) if lora else None,
+            compiled=compiled,
         )
 
     @property
@@ -160,7 +168,11 @@ class Policy:
         """The policy as it is now, without gradients; of adapters, they alone are copied."""
         if self._adapters is not None:
             return AdapterReference(self, self._adapters)
-        return Policy(copy.deepcopy(self.model).requires_grad_(False), layout=self._layout)
+        return Policy(
+            copy.deepcopy(self.model).requires_grad_(False),
+            layout=self._layout,
+            compiled=self._compiled,
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All weights by their names."""

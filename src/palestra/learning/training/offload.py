@@ -50,7 +50,7 @@ class HostTransfers:
         self._slots = tuple(
             _Slot(
                 torch.empty(num_bytes, dtype=torch.uint8, pin_memory=on_gpu),
-                torch.cuda.Event() if on_gpu else None,
+                torch.cuda.Event() if on_gpu else None,  # type: ignore[no-untyped-call]
             )
             for _ in range(2)
         )

@@ -91,6 +91,7 @@ class Trainer:
             layout=training.layout,
             activation_checkpointing=training.activation_checkpointing,
             lora=training.lora,
+            compiled=training.compile,
             seed=seed,
         )
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
