@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from selectors import DefaultSelector, SelectorKey
+from typing import Any, Literal
 
 from palestra.learning.protocols import StepReport
 from palestra.records import EpisodeResult, ExitStatus, Outcome, Task, Timings
@@ -27,19 +28,24 @@ class Interval:
 
 
 class Record:
-    """Who was busy when; threads may write to it."""
+    """Who was busy when; threads may write to it.
 
-    def __init__(self) -> None:
+    Args:
+        now_s: tells the time.
+    """
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self.now_s = now_s
         self._intervals: list[Interval] = []
 
     @contextmanager
     def busy(self, work: Work) -> Iterator[None]:
         """Note the time of a block."""
-        began_s = time.monotonic()
+        began_s = self.now_s()
         try:
             yield
         finally:
-            self._intervals.append(Interval(work, began_s, time.monotonic()))
+            self._intervals.append(Interval(work, began_s, self.now_s()))
 
     def share(self, works: Sequence[Work], began_s: float, ended_s: float) -> float:
         """Share of a window in which at least one of ``works`` went on."""
@@ -62,16 +68,21 @@ class Record:
 
 
 class StepClock:
-    """A loop's observer that remembers when each step was complete."""
+    """A loop's observer that remembers when each step was complete.
 
-    def __init__(self) -> None:
+    Args:
+        now_s: tells the time.
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
         self.reports: list[StepReport] = []
         self.ended_s: list[float] = []
 
     def on_step(self, report: StepReport) -> None:
         """Remember a step."""
         self.reports.append(report)
-        self.ended_s.append(time.monotonic())
+        self.ended_s.append(self._now_s())
 
     def on_evaluation(self, step: int, metrics: object) -> None:
         """Nothing is evaluated here."""
@@ -123,20 +134,74 @@ class EpisodeShape:
         return (self.slowness * self.total_s - self.model_total_s) / self.environment_s, reward
 
 
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only while nobody computes, and then at once.
+
+    So what a run takes is the seconds that it sleeps, whatever else the machine does.
+    """
+
+    def __init__(self) -> None:
+        self.virtual_s = 0.0
+        self.num_computing = 0
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        """Seconds since the loop was made."""
+        return self.virtual_s
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Any, *args: Any
+    ) -> Any:
+        """Run a function in a thread; time stands still until it has ended."""
+        running = super().run_in_executor(executor, func, *args)
+        self.num_computing += 1
+        running.add_done_callback(self._computed)
+        return running
+
+    async def pass_time(self, seconds: float) -> None:
+        """Sleep for a thread that waits for it, and so does not compute."""
+        self.num_computing -= 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.num_computing += 1
+
+    def _computed(self, _: object) -> None:
+        self.num_computing -= 1
+
+
+class _JumpingSelector(DefaultSelector):
+    """Moves a loop's time on instead of waiting."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        """What is ready; with nothing ready and nobody computing, later is now."""
+        if timeout is None or self._loop.num_computing:
+            return super().select(None if timeout else timeout)
+        ready = super().select(0)
+        if not ready:
+            self._loop.virtual_s += max(0.0, timeout)
+        return ready
+
+
 class Gpu:
-    """A GPU, or one for each half, that samples and trains by the clock alone.
+    """A GPU, or one for each half, that samples and trains by the loop's time alone.
 
     Args:
         record: of what it did.
         places: sequences that are sampled at once; more wait. Each goes at the same speed.
         colocated: sampling stands still while the same GPU trains.
+        loop: whose time it takes.
     """
 
-    def __init__(self, record: Record, *, places: int, colocated: bool) -> None:
+    def __init__(self, record: Record, *, places: int, colocated: bool, loop: VirtualLoop) -> None:
         self._record = record
         self._places = asyncio.Semaphore(places)
         self._colocated = colocated
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._free = asyncio.Event()
         self._free.set()
         self._taken = asyncio.Event()
@@ -147,39 +212,26 @@ class Gpu:
             left_s = seconds
             while left_s > 0:
                 await self._free.wait()
-                began_s = time.monotonic()
+                began_s = self._record.now_s()
                 with self._record.busy("sample"):
                     try:
                         await asyncio.wait_for(self._taken.wait(), left_s)
                     except TimeoutError:
                         return
-                left_s -= time.monotonic() - began_s
+                left_s -= self._record.now_s() - began_s
 
     def train(self, seconds: float) -> None:
         """Train for so long; blocks, in a thread of its own."""
-        self._switch(taken=True)
-        try:
-            with self._record.busy("train"):
-                time.sleep(seconds)
-        finally:
-            self._switch(taken=False)
+        asyncio.run_coroutine_threadsafe(self._train(seconds), self._loop).result()
 
-    def _switch(self, *, taken: bool) -> None:
-        if not self._colocated:
-            return
-        done = threading.Event()
-
-        def switch() -> None:
-            if taken:
-                self._free.clear()
-                self._taken.set()
-            else:
-                self._taken.clear()
-                self._free.set()
-            done.set()
-
-        self._loop.call_soon_threadsafe(switch)
-        done.wait(10)
+    async def _train(self, seconds: float) -> None:
+        if self._colocated:
+            self._free.clear()
+            self._taken.set()
+        with self._record.busy("train"):
+            await self._loop.pass_time(seconds)
+        self._taken.clear()
+        self._free.set()
 
 
 def result_of(task: Task, episode_id: str, reward: float, num_turns: int) -> EpisodeResult:

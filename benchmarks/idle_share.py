@@ -1,10 +1,11 @@
 """How long GPUs do nothing while a run trains: synchronous against asynchronous.
 
 The training loop, the scheduler and the collector are the real ones. Episodes come from a scripted
-environment in which one in five takes five times as long, its seconds drawn from a seed; by
-default sampling and training take given seconds on GPUs that are a clock. A GPU is idle while it
-neither samples nor trains: with a GPU for each half each is looked at alone, and one GPU for both
-trains and samples in turns. Modes take turns in one process; the first steps are not counted.
+environment in which one in five takes five times as long, drawn from a seed. By default GPUs are
+clocks on which sampling and training take given seconds of virtual time, so the numbers are those
+of the schedule, not of this machine. A GPU is idle while it neither samples nor trains: with a GPU
+for each half each is looked at alone; one GPU for both trains and samples in turns. Modes take
+turns in one process; the first steps are not counted.
 
     python benchmarks/idle_share.py [--steps 10] [--rounds 1] [--train 1.2]
     python benchmarks/idle_share.py --device cuda [--model FOLDER] [--engine URL]
@@ -20,15 +21,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from idle_parts import EpisodeShape, Gpu, Record, StepClock, result_of, scripted_task
+from idle_parts import (
+    EpisodeShape,
+    Gpu,
+    Record,
+    StepClock,
+    VirtualLoop,
+    result_of,
+    scripted_task,
+)
 
 from palestra.config import CheckpointSection, Recipe, RolloutsSection, SamplingSection
 from palestra.learning.fake import FakeLearner, FakePublisher
@@ -136,11 +146,14 @@ class TimedLearner(FakeLearner):
 
 async def on_clock(setting: Setting, folder: Path) -> Seen:
     """Run one mode on GPUs that are a clock."""
-    record, gateway = Record(), FakeGateway()
-    gpu = Gpu(record, places=setting.places, colocated=setting.colocated)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    record, gateway = Record(loop.time), FakeGateway()
+    gpu = Gpu(record, places=setting.places, colocated=setting.colocated, loop=loop)
     clock = await train(
         setting,
         folder,
+        clock=StepClock(loop.time),
         environment=ScriptedEnvironment(setting, gpu, gateway),
         gateway=gateway,
         learner=TimedLearner(gpu, setting.train_s),
@@ -159,6 +172,7 @@ async def on_device(setting: Setting, recipe: Recipe, folder: Path) -> Seen:
             clock = await train(
                 setting,
                 folder,
+                clock=StepClock(time.monotonic),
                 environment=parts.environment,
                 gateway=parts.gateway,
                 learner=parts.learner,
@@ -181,13 +195,13 @@ async def train(
     setting: Setting,
     folder: Path,
     *,
+    clock: StepClock,
     environment: Environment,
     gateway: Gateway,
     learner: Learner,
     publisher: WeightPublisher,
 ) -> StepClock:
     """The real loop and the real scheduler on whatever samples and trains."""
-    clock = StepClock()
     scheduler = RolloutScheduler(
         collector=RolloutCollector(environment, gateway, sampling=setting.sampling),
         order=TaskOrder([scripted_task(n) for n in range(NUM_TASKS)], seed=setting.seed),
@@ -278,20 +292,24 @@ def mean_of(rounds: Sequence[Seen]) -> Seen:
 
 
 def in_turns(
-    settings: Sequence[Setting], rounds: int, measure: Callable[[Setting, Path], Awaitable[Seen]]
+    settings: Sequence[Setting],
+    rounds: int,
+    measure: Callable[[Setting, Path], Coroutine[Any, Any, Seen]],
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
 ) -> list[tuple[Setting, Seen]]:
     """Measure every setting in each round, with other episodes in each."""
     found: list[list[Seen]] = [[] for _ in settings]
     for number in range(rounds):
         for setting, seen_before in zip(settings, found, strict=True):
             turn = replace(setting, seed=setting.seed + number)
-            with tempfile.TemporaryDirectory() as folder:
-                seen_before.append(asyncio.run(_awaited(measure(turn, Path(folder)))))
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                asyncio.Runner(loop_factory=new_loop) as runner,
+            ):
+                seen_before.append(runner.run(measure(turn, Path(folder))))
+            # Long runs on lent machines may end before their table does.
+            print(f"# {turn.name}, seed {turn.seed}: {seen_before[-1]}", file=sys.stderr)
     return [(setting, mean_of(each)) for setting, each in zip(settings, found, strict=True)]
-
-
-async def _awaited(one: Awaitable[Seen]) -> Seen:
-    return await one
 
 
 def scripted(options: argparse.Namespace) -> list[tuple[Setting, Seen]]:
@@ -307,7 +325,7 @@ def scripted(options: argparse.Namespace) -> list[tuple[Setting, Seen]]:
         f"{described(base)}; {base.places} sequences at once, so a step is {work_s:.2f} s of "
         f"sampling at best; training {base.train_s:.2f} s"
     )
-    return in_turns(settings, options.rounds, on_clock)
+    return in_turns(settings, options.rounds, on_clock, VirtualLoop)
 
 
 def real(options: argparse.Namespace) -> list[tuple[Setting, Seen]]:
@@ -324,7 +342,7 @@ def real(options: argparse.Namespace) -> list[tuple[Setting, Seen]]:
     still = EpisodeShape(num_turns=options.turns, command_s=0.0, grading_s=0.0, slow_share=0.0)
     alone = replace(base_setting(options, still), steps=1, colocated=True, sampling=recipe.sampling)
 
-    def measure(setting: Setting, folder: Path) -> Awaitable[Seen]:
+    def measure(setting: Setting, folder: Path) -> Coroutine[Any, Any, Seen]:
         return on_device(setting, recipe, folder)
 
     ((_, first),) = in_turns([alone], 1, measure)
@@ -382,7 +400,7 @@ def main() -> None:
     parser.add_argument("--train", type=float, default=1.2, help="seconds of a step, on clocks")
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--concurrency", type=int, default=0, help="episodes at once; 0: any")
+    parser.add_argument("--concurrency", type=int, default=64, help="episodes at once; 0: any")
     parser.add_argument("--places", type=int, default=32, help="sequences sampled at once")
     parser.add_argument("--slow-share", type=float, default=0.2)
     parser.add_argument("--slowness", type=float, default=5.0)

@@ -286,6 +286,26 @@ async def test_a_group_that_came_out_too_stale_is_dropped() -> None:
     assert [g.oldest_version for g in batch.groups] == [2, 2]
 
 
+async def test_a_group_does_not_age_while_it_waits_for_a_place() -> None:
+    def script(task: Task, number: int) -> ScriptedEpisode:
+        is_slow = task.instance_id == "task-2" and number == 1
+        outcome = SOLVED if number else UNSOLVED
+        return ScriptedEpisode(outcome=outcome, delay_s=60.0 if is_slow else 0.0)
+
+    scheduler, gateway, _ = make_scheduler(
+        script, groups_per_step=1, max_off_policy_steps=2, concurrency=2
+    )
+    async with scheduler, asyncio.timeout(20):
+        for version, expected in enumerate([0, 1]):
+            batch = await scheduler.next_batch(version)
+            assert [group.task_index for group in batch.groups] == [expected]
+            gateway.version = version + 1
+        # Group 2 was there from the first step on, but began under version 1 at the earliest:
+        # it may come a step later, so nobody waits for its slow episode now.
+        batch = await scheduler.next_batch(2)
+    assert [group.task_index for group in batch.groups] == [3]
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10_000),

@@ -6,10 +6,11 @@ Invariants:
   returned. While a step still lacks k groups, at most
   ``k + max_off_policy_steps * groups_per_step`` others are outstanding; so with
   ``max_off_policy_steps = 0`` no group starts before the weights it is for.
-* A group is trained on at most ``max_off_policy_steps`` versions after the one it
-  started under. Groups are taken as they finish, but none is taken while that would
-  leave too few places for the groups that must be trained on before it; so slow
-  episodes are waited for, not lost, and the staleness filter only stands guard.
+* A group is trained on at most ``max_off_policy_steps`` versions after the one under
+  which its first episode got a place; while it waits for one it does not age. Groups
+  are taken as they finish, but none is taken while that would leave too few places for
+  the groups that must be trained on before it; so slow episodes are waited for, not
+  lost, and the staleness filter only stands guard.
 * A group leaves the books only when its batch is returned: whatever is cancelled
   before is in :attr:`RolloutScheduler.state` as pending and is sampled again.
 """
@@ -55,12 +56,15 @@ class SchedulerState:
     tries: Tries = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Outstanding:
-    """A group that no batch has brought yet, and the last version it may be trained under."""
+    """A group that no batch has brought yet, and the last version it may be trained under.
+
+    That version is unknown until one of its episodes begins.
+    """
 
     group: asyncio.Task[Group]
-    last_version: int
+    last_version: int | None = None
 
 
 class RolloutScheduler:
@@ -105,6 +109,7 @@ class RolloutScheduler:
         self._observer = observer
         self._ahead = ahead
         self._outstanding: dict[int, _Outstanding] = {}
+        self._version = 0
 
     @property
     def state(self) -> SchedulerState:
@@ -130,6 +135,7 @@ class RolloutScheduler:
                 are in quarantine.
         """
         started = time.monotonic()
+        self._version = version
         step = _Step(self._section, version)
         while not step.is_complete:
             self._top_up(step)
@@ -197,8 +203,7 @@ class RolloutScheduler:
         while len(self._outstanding) - len(step.judged) < step.num_wanted + ahead:
             index, task = self._draw()
             self._outstanding[index] = _Outstanding(
-                group=asyncio.create_task(self._run_group(index, task), name=f"group {index}"),
-                last_version=step.version + self._section.max_off_policy_steps,
+                group=asyncio.create_task(self._run_group(index, task), name=f"group {index}")
             )
         if self._ahead is not None:
             waiting = (self._order.at(index) for index in self._pending)
@@ -211,12 +216,11 @@ class RolloutScheduler:
             flight = untaken[index]
             if not flight.group.done():
                 continue
+            if flight.last_version is None:
+                return index  # it failed before it began, which is raised where it is taken
             # What is too old already is lost however long we wait.
-            earlier = [
-                other.last_version
-                for other in untaken.values()
-                if step.version <= other.last_version < flight.last_version
-            ]
+            known = [o.last_version for o in untaken.values() if o.last_version is not None]
+            earlier = [last for last in known if step.version <= last < flight.last_version]
             if step.has_room(earlier):
                 return index
         return None
@@ -243,7 +247,7 @@ class RolloutScheduler:
         try:
             async with asyncio.TaskGroup() as siblings:
                 rollouts = [
-                    siblings.create_task(self._run_episode(task, group_id, number))
+                    siblings.create_task(self._run_episode(task, index, number))
                     for number in range(self._section.group_size)
                 ]
         except BaseExceptionGroup as errors:
@@ -256,9 +260,13 @@ class RolloutScheduler:
             rollouts=tuple(rollout.result() for rollout in rollouts),
         )
 
-    async def _run_episode(self, task: Task, group_id: str, number: int) -> Rollout:
+    async def _run_episode(self, task: Task, index: int, number: int) -> Rollout:
+        group_id = f"{self._run}-{index}"
         rollout_id = f"{group_id}-{number}"
         async with self._slots:
+            flight = self._outstanding[index]
+            if flight.last_version is None:
+                flight.last_version = self._version + self._section.max_off_policy_steps
             began_s = time.time()
             if self._observer is not None:
                 self._observer.on_episode_begin(rollout_id)
