@@ -100,6 +100,12 @@ def test_launch_may_be_said_in_short_and_survives_being_written_down() -> None:
     assert more.engine.launch.servers == 2
 
 
+def test_slips_need_turns_to_be_taken_back_in() -> None:
+    with pytest.raises(ConfigError, match=r"takes 10 turns, more than agent\.step_limit"):
+        parse_recipe({"warmstart": {"max_slips": 2}, "agent": {"step_limit": 9}})
+    assert parse_recipe({"warmstart": {"max_slips": 2}, "agent": {"step_limit": 10}})
+
+
 def test_the_best_checkpoints_need_a_score_that_evaluations_give() -> None:
     heldout = {"heldout": "katas:heldout?seed=1&n=4"}
     of = Recipe.model_validate

@@ -50,6 +50,20 @@ def test_a_path_is_the_prompt_and_samples_in_order() -> None:
     assert trace.policy_versions == {4, 5}
 
 
+def test_turns_that_are_left_out_stay_as_context() -> None:
+    trace = Trace(
+        session_id="s",
+        turns=(
+            turn(0, None, (1,), segment(2)),
+            turn(1, 0, (3,), segment(4)),
+            turn(2, 1, (5,), segment(6)),
+        ),
+    )
+    (path,) = trace.paths(untrained={1})
+    assert path.ids == (1, 2, 3, 4, 5, 6)
+    assert path.trainable == (False, True, False, False, False, True)
+
+
 def test_a_shared_prefix_is_trained_once() -> None:
     trace = Trace(
         session_id="s",

@@ -257,6 +257,12 @@ class WarmstartSection(Section):
         description="Run directory whose rollouts that solved their task are demonstrations too; "
         "of a model with the same tokenizer.",
     )
+    max_slips: int = Field(
+        0,
+        ge=0,
+        description="Katas: a demonstration makes up to so many wrong edits first, sees by the "
+        "failing call that they are, and takes them back; nothing is fitted to them.",
+    )
     lr: float = Field(1e-3, gt=0, description="Learning rate of the warm start.")
     batch_size: int = Field(16, gt=0, description="Demonstrations in one SFT step.")
 
@@ -347,6 +353,13 @@ class Recipe(Section):
         if self.sampling.max_new_tokens >= self.model.max_context:
             raise ValueError(
                 "sampling.max_new_tokens leaves no room for a prompt in model.max_context"
+            )
+        # Look, each wrong edit with its check and its way back, edit, check, submit.
+        num_turns = 3 * self.warmstart.max_slips + 4
+        if self.warmstart.max_slips and self.agent.step_limit < num_turns:
+            raise ValueError(
+                f"warmstart.max_slips = {self.warmstart.max_slips} takes {num_turns} turns, more "
+                "than agent.step_limit"
             )
         return self
 

@@ -8,7 +8,7 @@ Task → EpisodeResult (+ Trace) → Rollout → Group. Dicts stop at the wire
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -373,15 +373,17 @@ class Trace:
     session_id: str
     turns: tuple[Turn, ...]
 
-    def paths(self) -> tuple[TokenPath, ...]:
+    def paths(self, *, untrained: Collection[int] = ()) -> tuple[TokenPath, ...]:
         """One path per leaf; a prefix that several share is trainable on the first only.
+
+        What the turns with the indices ``untrained`` sampled is trainable on none.
 
         An answer that was asked for again, and not gone on from, is not trainable where
         another answer to the same prompt was gone on from or came later: the episode's
         outcome says nothing about it.
         """
         parents = {turn.parent for turn in self.turns}
-        trained = self._abandoned(parents)
+        trained = self._abandoned(parents).union(untrained)
         paths = []
         for leaf in self.turns:
             if leaf.index not in parents:

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from palestra.errors import EngineError
 from palestra.records import Task
 from palestra.tasks.demonstrations import expert_steps
-from palestra.tasks.katas import demonstration
+from palestra.tasks.katas import demonstration, tried_demonstration
+from palestra.tasks.katas.draw import Draw
 
 
-def script_of(task: Task) -> tuple[str, ...]:
-    """What an expert says to ``task``, turn by turn.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """What an expert says to a task.
+
+    Attributes:
+        texts: turn by turn.
+        slips: turns, from 0, that are wrong on purpose and nobody is to be fitted to.
+    """
+
+    texts: tuple[str, ...]
+    slips: frozenset[int] = frozenset()
+
+
+def demonstration_of(task: Task, *, max_slips: int = 0, seed: int = 0) -> Demonstration:
+    """What an expert says to ``task``; to a kata after up to ``max_slips`` wrong edits.
 
     Raises:
         TaskError: its gold patch cannot be read.
     """
-    if task.files:
-        return tuple(map(as_action, demonstration(task)))
-    return tuple(
-        f"THOUGHT: {step.thought}\n\n{as_action(step.command)}" for step in expert_steps(task)
+    if not task.files:
+        steps = expert_steps(task)
+        texts = tuple(f"THOUGHT: {step.thought}\n\n{as_action(step.command)}" for step in steps)
+        return Demonstration(texts=texts)
+    if not max_slips:
+        return Demonstration(texts=tuple(map(as_action, demonstration(task))))
+    draw = Draw(f"slips {seed} {task.instance_id}")
+    moves = tried_demonstration(task, num_slips=draw.below(max_slips + 1), draw=draw)
+    return Demonstration(
+        texts=tuple(as_action(move.command) for move in moves),
+        slips=frozenset(turn for turn, move in enumerate(moves) if move.is_slip),
     )
+
+
+def script_of(task: Task) -> tuple[str, ...]:
+    """What an expert who makes no mistake says to ``task``, turn by turn.
+
+    Raises:
+        TaskError: its gold patch cannot be read.
+    """
+    return demonstration_of(task).texts
 
 
 def teacher(
@@ -40,9 +71,13 @@ def teacher(
         if not known:
             raise EngineError("the teacher was asked about a task that it does not know")
         script = scripts[max(known, key=len)]
+        said_until = 0
         for text in script:
-            if text not in prompt:
+            # One behind the other: the same may be said twice.
+            found = prompt.find(text, said_until)
+            if found < 0:
                 return text
+            said_until = found + len(text)
         return script[-1]
 
     return reply

@@ -17,8 +17,8 @@ from palestra.learning.rollouts.protocol import Environment
 from palestra.learning.rollouts.store import RolloutStore
 from palestra.learning.training import Trainer, warm_start
 from palestra.policy.engines.scripted import ScriptedEngine
-from palestra.records import Outcome, Task, TokenPath
-from palestra.run.demonstrations import teacher
+from palestra.records import Outcome, Task, TokenPath, Trace
+from palestra.run.demonstrations import Demonstration, demonstration_of, teacher
 from palestra.run.policy import serving
 from palestra.run.watching import Watcher
 
@@ -80,12 +80,20 @@ class Warmup:
         self._watcher.say(f"{len(paths)} solved rollouts of {folder}")
         return paths
 
+    def _said(self) -> Mapping[str, Demonstration]:
+        """What the script says, by task."""
+        most, seed = self._recipe.warmstart.max_slips, self._recipe.seed
+        return {
+            task.instance_id: demonstration_of(task, max_slips=most, seed=seed)
+            for task in self._tasks
+        }
+
     async def _demonstrate(self) -> list[TokenPath]:
-        tokenizer = self._tokenizer
+        tokenizer, said = self._tokenizer, self._said()
         engine = ScriptedEngine(
             lambda text: tokenizer.encode(text, add_special_tokens=False),
             lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False)),
-            teacher(self._tasks),
+            teacher(self._tasks, lambda task: said[task.instance_id].texts),
             stop_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             max_context=self._recipe.model.max_context,
         )
@@ -105,7 +113,7 @@ class Warmup:
                 async with slots:
                     rollout = await collector.collect(task, f"demonstration-{number}")
                 if rollout.episode.outcome is Outcome.SOLVED:
-                    return rollout.trace.paths()
+                    return _fitted_to(rollout.trace, said[task.instance_id])
                 self._events.emit(
                     "demonstration.failed",
                     instance_id=task.instance_id,
@@ -125,6 +133,13 @@ class Warmup:
                 hint="the event log says how each ended",
             )
         return paths
+
+
+def _fitted_to(trace: Trace, said: Demonstration) -> tuple[TokenPath, ...]:
+    # A turn that was asked for twice moves those behind it: better no demonstration than slips.
+    if said.slips and len(trace.turns) != len(said.texts):
+        return ()
+    return trace.paths(untrained=said.slips)
 
 
 def solved_paths(folder: Path, *, vocab_size: int) -> list[TokenPath]:

@@ -24,13 +24,29 @@ def demonstration(task: Task) -> tuple[str, ...]:
     Raises:
         TaskError: the task does not carry its repository.
     """
+    path, before = patched_file(task)
+    return (f"cat {shlex.quote(path)}", fix(task, path, before), SUBMIT)
+
+
+def patched_file(task: Task) -> tuple[str, list[str]]:
+    """The file that the gold patch changes, and its lines.
+
+    Raises:
+        TaskError: the task does not carry its repository.
+    """
     texts = {file.path: file.text for file in task.files}
     path = _patched_path(task)
     if path not in texts:
         raise TaskError(f"{task.instance_id}: no demonstration without the text of {path}")
-    before = texts[path].splitlines()
-    change = _one_line_change(task.gold_patch)
-    return (f"cat {shlex.quote(path)}", _edit(task, path, before, change), SUBMIT)
+    return path, texts[path].splitlines()
+
+
+def fix(task: Task, path: str, before: Sequence[str]) -> str:
+    """The command that does what the gold patch does to the file ``path``."""
+    change = one_line_change(task.gold_patch)
+    if change is None:
+        return f"git apply <<'END_OF_PATCH'\n{task.gold_patch}END_OF_PATCH"
+    return edit(path, before, change)
 
 
 def _patched_path(task: Task) -> str:
@@ -40,9 +56,14 @@ def _patched_path(task: Task) -> str:
     raise TaskError(f"{task.instance_id}: its gold patch names no file")
 
 
-def _edit(task: Task, path: str, before: Sequence[str], change: tuple[int, str, str] | None) -> str:
-    if change is None:
-        return f"git apply <<'END_OF_PATCH'\n{task.gold_patch}END_OF_PATCH"
+def edit(path: str, before: Sequence[str], change: tuple[int, str, str]) -> str:
+    """The command that puts one line in the place of another, as short as it can be.
+
+    Args:
+        path: of the file.
+        before: its lines.
+        change: number of the line, from 1, how it reads and how it is to read.
+    """
     number, old, new = change
     wanted = [*before[: number - 1], new, *before[number:]]
     for part, instead in fragments(old, new):
@@ -55,7 +76,7 @@ def _edit(task: Task, path: str, before: Sequence[str], change: tuple[int, str, 
     return f"sed -i {single_quoted(expression)} {shlex.quote(path)}"
 
 
-def _one_line_change(patch: str) -> tuple[int, str, str] | None:
+def one_line_change(patch: str) -> tuple[int, str, str] | None:
     """Line number, old line and new line of a patch that replaces one line; else ``None``."""
     removed: list[tuple[int, str]] = []
     added: list[str] = []
