@@ -12,6 +12,7 @@ halved since it is causal). MFU is of 989 TFLOP/s, an H100's dense peak in bfloa
     python benchmarks/train_step.py passes [--repeats 3]   # forward and backward
     python benchmarks/train_step.py compiled               # the same, norms and MLPs compiled
     python benchmarks/train_step.py step                   # with AdamW
+    python benchmarks/train_step.py memory                 # peaks of steps against the estimate
 """
 
 # ruff: noqa: SLF001, N806
@@ -24,17 +25,22 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, Qwen3Config, Qwen3ForCausalLM
 
+from palestra.config_training import TrainingSection
 from palestra.learning.training import attention
 from palestra.learning.training.attention import Segment, Segments
 from palestra.learning.training.batching import Microbatch, TrainingRow, packed_microbatches
+from palestra.learning.training.lora import Adapters
+from palestra.learning.training.memory import TrainerMemory, trainer_memory
 from palestra.learning.training.model import Policy, _checkpoint_layers
 from palestra.learning.training.optimizer import PolicyOptimizer
+from palestra.learning.training.shape import shape_of
 from palestra.records import TokenPath
 
 PEAK_FLOPS = 989e12
@@ -45,7 +51,7 @@ LAYOUTS = {"4 x 8k": (8192,) * 4, "1 x 32k": (32768,)}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["check", "passes", "step", "compiled"])
+    parser.add_argument("what", choices=["check", "passes", "step", "compiled", "memory"])
     parser.add_argument("--repeats", type=int, default=3, help="Timed turns of each.")
     parser.add_argument("--layers", type=int, default=36, help="Layers of the model.")
     options = parser.parse_args()
@@ -54,6 +60,9 @@ def main() -> None:
     print("varlen_attn", inspect.signature(varlen_attn))
     if options.what == "check":
         check()
+        return
+    if options.what == "memory":
+        memory(options.layers)
         return
     model = make_model(options.layers)
     measures = {"passes": passes, "step": steps, "compiled": compiled}
@@ -198,12 +207,9 @@ def passes(model: Any, layout: str, lengths: tuple[int, ...], repeats: int) -> N
 
 
 def compiled(model: Any, layout: str, lengths: tuple[int, ...], repeats: int) -> None:
-    for name, module in model.named_modules():
-        if name.endswith(("norm", "mlp")):
-            module.compile()
     rows = make_rows(lengths, model.config.vocab_size)
     batches = packed_microbatches(rows, max_tokens=sum(lengths), device=CUDA)
-    policy = Policy(model, layout="packed")
+    policy = Policy(model, layout="packed", compiled=True)
     run = lambda: ours(policy, batches)  # noqa: E731
     contestants = {
         "ours, norms and MLPs compiled": Contestant(run=run),
@@ -226,6 +232,58 @@ def steps(model: Any, layout: str, lengths: tuple[int, ...], repeats: int) -> No
         "ours, with AdamW": Contestant(run=step),
     }
     report(model, layout, lengths, contestants, repeats)
+
+
+def memory(num_layers: int) -> None:
+    """Steps of two microbatches of 32k ids: seconds, and the peak beside what is estimated."""
+    for name, changes in (
+        ("compiled, offloaded", {"compile": True, "offload_optimizer": True}),
+        ("offloaded", {"offload_optimizer": True}),
+        ("adapters of rank 32", {"lora": {"rank": 32}}),
+        ("all on the GPU", {}),
+    ):
+        section = TrainingSection(
+            layout="packed", microbatch_tokens=32768, activation_checkpointing=True, **changes
+        )
+        seconds, peak, estimate = measured_step(num_layers, section)
+        standing = sum(p.num_bytes for p in estimate.gpu[:-1]) / 2**30  # without CUDA's own
+        print(
+            f"{name:22} {seconds:6.2f} s  peak {peak:6.2f} GiB  estimated {standing:6.2f} GiB "
+            f"({standing / peak - 1:+.1%}; at {estimate.moment})",
+            flush=True,
+        )
+
+
+def measured_step(num_layers: int, section: TrainingSection) -> tuple[float, float, TrainerMemory]:
+    """Seconds and peak GiB of the second step, and the estimate."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    model = make_model(num_layers)
+    estimate = trainer_memory(shape_of(model), section, dtype="bfloat16", max_row_ids=8192)
+    adapters = Adapters(model, section.lora, base=Path(), seed=0) if section.lora else None
+    policy = Policy(
+        model,
+        layout="packed",
+        activation_checkpointing=True,
+        adapters=adapters,
+        compiled=section.compile,
+    )
+    optimizer = PolicyOptimizer(
+        model, betas=(0.9, 0.98), weight_decay=0.1, offload=section.offload_optimizer
+    )
+    rows = make_rows((8192,) * 8, model.config.vocab_size)
+    batches = packed_microbatches(rows, max_tokens=section.microbatch_tokens, device=CUDA)
+    for _ in range(2):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        for batch in batches:
+            ours(policy, [batch])
+            optimizer.accumulate()
+        optimizer.step(lr=1e-6, max_grad_norm=1.0)
+        torch.cuda.synchronize()
+        spent = time.perf_counter() - started
+    return spent, torch.cuda.max_memory_allocated() / 2**30, estimate
 
 
 def report(

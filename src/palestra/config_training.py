@@ -281,6 +281,11 @@ class TrainingSection(Section):
         description="Keep float32 weights, moments and gradients in the host's memory (16 bytes a "
         "weight) and let the CPU do the optimizer's step.",
     )
+    memory_check: Literal["refuse", "warn"] = Field(
+        "refuse",
+        description="When a run will likely not fit its GPU (docs/training.md): refuse to begin, "
+        "or say so and begin.",
+    )
     lora: LoraSection | None = Field(
         None, description="Train low-rank adapters only; true: with the defaults; none: all."
     )

@@ -41,7 +41,15 @@ Sandbox = Annotated[
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="With backend = miles: print the job as a script, start none."),
+    typer.Option(
+        "--dry-run",
+        help="Start nothing: print what the run needs of its GPU, or with backend = miles its job "
+        "as a script.",
+    ),
+]
+GpuGib = Annotated[
+    float | None,
+    typer.Option(min=1, help="With --dry-run: plan for a GPU of so much memory, in GiB."),
 ]
 
 
@@ -60,6 +68,7 @@ def train(
     resume: Resume = None,
     sandbox: Sandbox = None,
     dry_run: DryRun = False,
+    gpu_gib: GpuGib = None,
     view: View = True,
     view_port: ViewPort = DEFAULT_PORT,
 ) -> None:
@@ -73,18 +82,23 @@ def train(
         if resolved.backend == "miles":
             launch(resolved, origin=recipe, overrides=overrides, dry_run=dry_run)
             return
+        if dry_run:
+            _plan(resolved, gpu_gib)
+            return
     if dry_run:
-        raise ConfigError("--dry-run needs a job to print", hint="--set backend=miles")
+        raise ConfigError("--dry-run needs a recipe")
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides)
         require_loggers(resolved)
+        _fitting().check_capacity(resolved, say)
         tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, run.recipe, overrides)
     else:
         assert recipe is not None
         # Before there is a directory: a run that cannot start leaves nothing behind.
         require_loggers(resolved)
+        _fitting().check_capacity(resolved, say)
         tasks = training.load_run_tasks(resolved, say)
         _require_certificates(training, resolved, tasks, recipe, overrides)
         run, resolved = create_run(resolved)
@@ -120,10 +134,36 @@ def _require_certificates(
     )
 
 
+def _plan(resolved: Recipe, gpu_gib: float | None) -> None:
+    """Print what a run needs.
+
+    Raises:
+        ConfigError: it does not fit.
+    """
+    fitting = _fitting()
+    plan = fitting.planned_capacity(resolved, gpu_gib=gpu_gib)
+    if plan is None:
+        say("a tiny model fits anywhere")
+        return
+    typer.echo(plan.table())
+    if plan.machine.free_bytes is None:
+        say("there is no GPU to compare with; --gpu-gib N plans for one")
+    fitting.require_fit(plan, resolved)
+
+
+def _fitting() -> ModuleType:
+    _require_extra()
+    return importlib.import_module("palestra.run.fitting")
+
+
 def _training() -> ModuleType:
+    _require_extra()
+    return importlib.import_module("palestra.run.train")
+
+
+def _require_extra() -> None:
     for module in ("torch", "transformers", "renderers", "tokenizers"):
         try:
             importlib.import_module(module)
         except ImportError:
             raise MissingExtra.named("train", needed_for="training", module=module) from None
-    return importlib.import_module("palestra.run.train")

@@ -55,7 +55,7 @@ def engine_of(
     if section.kind == "local":
         return local_engine(weights, recipe, version=version)
     if section.kind == "vllm":
-        _refuse_tied(model)
+        refuse_tied(model)
     return Fleet(
         list(_places(recipe, model, logs)),
         weights=weights,
@@ -88,8 +88,15 @@ def _places(recipe: Recipe, model: Path, logs: Path) -> Iterator[Place]:
         )
 
 
-def _refuse_tied(model: Path) -> None:
-    """Say no where vLLM would reload a tied model and keep its old output head."""
+def refuse_tied(model: Path) -> None:
+    """Say no where vLLM would reload a tied model and keep its old output head.
+
+    Args:
+        model: its Hugging Face folder.
+
+    Raises:
+        ConfigError: its embeddings are tied.
+    """
     try:
         config = orjson.loads((model / "config.json").read_bytes())
     except (OSError, orjson.JSONDecodeError):

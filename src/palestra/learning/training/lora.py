@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,11 +51,12 @@ class Adapters:
     def __init__(self, model: Any, section: LoraSection, *, base: Path, seed: int) -> None:
         peft = _peft()
         self._model = model
+        targets = choose_targets(_linear_layers(model), section.targets, of=type(model).__name__)
         self._config = peft.LoraConfig(
             r=section.rank,
             lora_alpha=section.alpha,
             lora_dropout=0.0,
-            target_modules=_targets(model, section.targets),
+            target_modules=targets,
             bias="none",
             task_type="CAUSAL_LM",
             base_model_name_or_path=str(base),
@@ -211,33 +212,40 @@ def merged_state(state: Mapping[str, torch.Tensor], *, scaling: float) -> dict[s
     return merged
 
 
-def _targets(model: Any, wanted: tuple[str, ...]) -> list[str]:
-    """Names of the linear layers to adapt.
+def choose_targets(linear: Iterable[str], wanted: tuple[str, ...], *, of: str) -> list[str]:
+    """What peft is to call the linear layers that are adapted.
+
+    Args:
+        linear: dotted names of all linear layers but the output embedding.
+        wanted: their ends, or ``all-linear``.
+        of: what model has them, for messages.
 
     Raises:
         ConfigError: a name is of none.
     """
-    head = model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    ]
-    known = sorted({name.rpartition(".")[2] for name in linear})
+    names = tuple(linear)
+    known = sorted({name.rpartition(".")[2] for name in names})
     if not known:
         raise ConfigError(
-            f"training.lora: {type(model).__name__} has no linear layers to adapt",
+            f"training.lora: {of} has no linear layers to adapt",
             hint="train all weights: leave out [training.lora]",
         )
     if ALL_LINEAR in wanted:
         return known
-    unknown = [w for w in wanted if not any(n == w or n.endswith(f".{w}") for n in linear)]
+    unknown = [w for w in wanted if not any(n == w or n.endswith(f".{w}") for n in names)]
     if unknown:
         raise ConfigError(
-            f"training.lora.targets: {', '.join(unknown)} is no linear layer of "
-            f"{type(model).__name__}; there are {', '.join(known)}"
+            f"training.lora.targets: {', '.join(unknown)} is no linear layer of {of}; "
+            f"there are {', '.join(known)}"
         )
     return list(wanted)
+
+
+def _linear_layers(model: Any) -> Iterator[str]:
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            yield name
 
 
 def _outside(name: str) -> str:
