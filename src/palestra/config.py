@@ -260,8 +260,8 @@ class WarmstartSection(Section):
     max_slips: int = Field(
         0,
         ge=0,
-        description="Katas: a demonstration makes up to so many wrong edits first, sees by the "
-        "failing call that they are, and takes them back; nothing is fitted to them.",
+        description="A demonstration makes up to so many wrong edits first, sees by what the issue "
+        "shows that they are, and takes them back; nothing is fitted to them.",
     )
     lr: float = Field(1e-3, gt=0, description="Learning rate of the warm start.")
     batch_size: int = Field(16, gt=0, description="Demonstrations in one SFT step.")

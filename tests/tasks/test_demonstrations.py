@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import random
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from palestra.errors import TaskError
 from palestra.records import Task
 from palestra.tasks.demonstrations import SUBMIT, expert_steps
+from palestra.tasks.katas.draw import Draw
 
 LINES = (
     "def clamp(value, low, high):",
@@ -102,3 +104,41 @@ def test_an_expert_looks_before_and_hands_in_last() -> None:
 def test_a_task_without_a_readable_patch_is_refused() -> None:
     with pytest.raises(TaskError, match="t__1"):
         expert_steps(task_of({"a.py": "x\n"}, {"a.py": "x\n"}))
+
+
+def test_an_expert_by_trial_takes_wrong_edits_back_and_sees_the_right_one_work(
+    tmp_path: Path,
+) -> None:
+    text = "def area(w, h):\n    if w < 0 or h < 0:\n        return 0\n    return w + h\n"
+    mended = text.replace("+", "*")
+    statement = (
+        "# Wrong area\n\n```python\nfrom shapes import area\n\narea(3, 5)\n```\n\nI get 8.\n"
+    )
+    task = dataclasses.replace(
+        task_of({"shapes.py": text}, {"shapes.py": mended}), problem_statement=statement
+    )
+    steps = expert_steps(task, num_slips=2, by_trial=Draw("d"))
+    (tmp_path / "shapes.py").write_text(text)
+    for words in ("init -q", "add -A", "-c user.name=a -c user.email=a@b commit -qm start"):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    said = []
+    for step in steps:
+        done = subprocess.run(
+            ["bash", "-c", step.command], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        said.append(done.stdout)
+        if step.is_slip:
+            assert (tmp_path / "shapes.py").read_text() not in (text, mended), step.command
+    assert (tmp_path / "shapes.py").read_text() == mended
+    assert sum(step.is_slip for step in steps) == 2
+    runs = [out for step, out in zip(steps, said, strict=True) if "<<'END'" in step.command]
+    assert (runs[0], runs[-1]) == ("8\n", "15\n")
+    assert len(runs) == 4, "once before, after each slip, and at the end"
+
+
+@pytest.mark.parametrize("shown", ["", "```python\nx = (\n```\n", "```python\narea(3, 5)\n```\n"])
+def test_without_a_program_that_runs_nothing_is_tried(shown: str) -> None:
+    text = "def area(w, h):\n    return w + h\n"
+    task = task_of({"shapes.py": text}, {"shapes.py": text.replace("+", "*")})
+    task = dataclasses.replace(task, problem_statement=f"It is wrong.\n\n{shown}")
+    assert expert_steps(task, num_slips=2, by_trial=Draw("d")) == expert_steps(task)

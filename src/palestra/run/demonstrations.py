@@ -26,22 +26,26 @@ class Demonstration:
 
 
 def demonstration_of(task: Task, *, max_slips: int = 0, seed: int = 0) -> Demonstration:
-    """What an expert says to ``task``; to a kata after up to ``max_slips`` wrong edits.
+    """What an expert says to ``task``, after up to ``max_slips`` wrong edits.
 
     Raises:
         TaskError: its gold patch cannot be read.
     """
+    by_trial = Draw(f"slips {seed} {task.instance_id}") if max_slips else None
+    num_slips = by_trial.below(max_slips + 1) if by_trial else 0
     if not task.files:
-        steps = expert_steps(task)
-        texts = tuple(f"THOUGHT: {step.thought}\n\n{as_action(step.command)}" for step in steps)
-        return Demonstration(texts=texts)
-    if not max_slips:
-        return Demonstration(texts=tuple(map(as_action, demonstration(task))))
-    draw = Draw(f"slips {seed} {task.instance_id}")
-    moves = tried_demonstration(task, num_slips=draw.below(max_slips + 1), draw=draw)
+        steps = expert_steps(task, num_slips=num_slips, by_trial=by_trial)
+        said = [
+            (f"THOUGHT: {one.thought}\n\n{as_action(one.command)}", one.is_slip) for one in steps
+        ]
+    elif by_trial is None:
+        said = [(as_action(command), False) for command in demonstration(task)]
+    else:
+        moves = tried_demonstration(task, num_slips=num_slips, draw=by_trial)
+        said = [(as_action(move.command), move.is_slip) for move in moves]
     return Demonstration(
-        texts=tuple(as_action(move.command) for move in moves),
-        slips=frozenset(turn for turn, move in enumerate(moves) if move.is_slip),
+        texts=tuple(text for text, _ in said),
+        slips=frozenset(turn for turn, (_, is_slip) in enumerate(said) if is_slip),
     )
 
 

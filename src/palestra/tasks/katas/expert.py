@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from palestra.errors import TaskError
 from palestra.records import Task
 from palestra.tasks.sed import fragments, pattern, replacement, single_quoted
+from palestra.tasks.slips import LineChange
 
 SUBMIT = "echo COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
 
@@ -56,13 +57,13 @@ def _patched_path(task: Task) -> str:
     raise TaskError(f"{task.instance_id}: its gold patch names no file")
 
 
-def edit(path: str, before: Sequence[str], change: tuple[int, str, str]) -> str:
+def edit(path: str, before: Sequence[str], change: LineChange) -> str:
     """The command that puts one line in the place of another, as short as it can be.
 
     Args:
         path: of the file.
         before: its lines.
-        change: number of the line, from 1, how it reads and how it is to read.
+        change: of one of them.
     """
     number, old, new = change
     wanted = [*before[: number - 1], new, *before[number:]]
@@ -76,8 +77,8 @@ def edit(path: str, before: Sequence[str], change: tuple[int, str, str]) -> str:
     return f"sed -i {single_quoted(expression)} {shlex.quote(path)}"
 
 
-def one_line_change(patch: str) -> tuple[int, str, str] | None:
-    """Line number, old line and new line of a patch that replaces one line; else ``None``."""
+def one_line_change(patch: str) -> LineChange | None:
+    """What a patch changes that replaces one line; else ``None``."""
     removed: list[tuple[int, str]] = []
     added: list[str] = []
     number = 0
@@ -93,5 +94,6 @@ def one_line_change(patch: str) -> tuple[int, str, str] | None:
         elif number:
             number += 1
     if len(removed) == len(added) == 1:
-        return (*removed[0], added[0])
+        (number, old), new = removed[0], added[0]
+        return LineChange(number=number, old=old, new=new)
     return None

@@ -15,32 +15,13 @@ from dataclasses import dataclass
 from palestra.records import Task
 from palestra.tasks.katas.draw import Draw
 from palestra.tasks.katas.expert import SUBMIT, edit, fix, one_line_change, patched_file
+from palestra.tasks.slips import LineChange, swapped
 
 _CALL = re.compile(
     r"`(?P<name>\w+)` in (?P<module>\w+)\.py goes wrong\n\n```python\n(?P<call>[^\n]+)\n```\n\n"
     r"It (?:returns|raises) `"
 )
 _HUNK, _CONTEXT = re.compile(r"^@@ -(\d+)", re.MULTILINE), 3
-_HEAD = re.compile(r"\s*(?:def |\"\"\"|#)")
-# What a hasty reader would try; each is tried in both directions.
-_SWAPS = (
-    (" < ", " <= "),
-    (" > ", " >= "),
-    (" < ", " > "),
-    (" + ", " - "),
-    (" * ", " + "),
-    (" // ", " / "),
-    (" == ", " != "),
-    (" and ", " or "),
-    ("[0]", "[1]"),
-    ("[-1]", "[0]"),
-    ("[1:]", "[:1]"),
-    (" 0", " 1"),
-    (" 1", " 2"),
-    ("min(", "max("),
-    (" not in ", " in "),
-    ("append(", "extend("),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +71,14 @@ def _failing_call(statement: str) -> str | None:
     return f"python3 -B - <<'END'\nfrom {module} import {name}\nprint(repr({call}))\nEND"
 
 
-def _wrong_changes(task: Task, before: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Lines of the faulty function with one thing swapped, none of them what the fix is."""
+def _wrong_changes(task: Task, before: Sequence[str]) -> Iterator[LineChange]:
+    """Changes in the faulty function that are not what the fix is."""
     right = one_line_change(task.gold_patch)
     for number in _faulty_function(task, before):
-        line = before[number - 1]
-        if _HEAD.match(line):
-            continue
-        for pair in _SWAPS:
-            for old, new in (pair, pair[::-1]):
-                change = (number, line, line.replace(old, new, 1))
-                if old in line and change != right:
-                    yield change
+        for new in swapped(before[number - 1]):
+            change = LineChange(number=number, old=before[number - 1], new=new)
+            if change != right:
+                yield change
 
 
 def _faulty_function(task: Task, before: Sequence[str]) -> range:
