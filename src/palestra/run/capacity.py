@@ -173,7 +173,8 @@ def find_remedy(
         plan = plan_capacity(change(recipe), shape, machine)
         if not plan.troubles:
             return f"--set {setting}", plan
-    changed, settings = recipe, []
+    changed = recipe
+    settings: list[str] = []
     for setting, change in changes:
         changed = change(changed)
         if setting == _LORA:  # in place of it

@@ -152,7 +152,7 @@ def trainer_memory(
     num_trained = shape.num_weights if lora is None else shape.num_adapter(lora)
     num_all = shape.num_weights + (num_trained if lora else 0)
     has_masters = dtype != "float32" or offload
-    state = (
+    state: tuple[MemoryPart, ...] = (
         MemoryPart(name="weights in float32", num_bytes=4 * num_trained * has_masters),
         MemoryPart(name="moments of AdamW", num_bytes=8 * num_trained),
         MemoryPart(name="sums of gradients", num_bytes=4 * num_trained),
