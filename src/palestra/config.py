@@ -309,8 +309,7 @@ class EvaluationSection(Section):
     background: bool = Field(
         False,
         description="Evaluations between steps run beside the next steps instead of before them, "
-        "on a quarter of environment.concurrency; newer weights then take over in their midst, "
-        "and no run repeats bit for bit.",
+        "on a quarter of environment.concurrency; newer weights then take over in their midst.",
     )
 
     @model_validator(mode="after")
@@ -356,7 +355,8 @@ class Recipe(Section):
             )
         # Look, each wrong edit with its check and its way back, edit, check, submit.
         num_turns = 3 * self.warmstart.max_slips + 4
-        if self.warmstart.max_slips and self.agent.step_limit < num_turns:
+        slips = self.warmstart.max_slips if self.warmstart.steps else 0
+        if slips and self.agent.step_limit < num_turns:
             raise ValueError(
                 f"warmstart.max_slips = {self.warmstart.max_slips} takes {num_turns} turns, more "
                 "than agent.step_limit"
