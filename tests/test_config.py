@@ -102,8 +102,9 @@ def test_launch_may_be_said_in_short_and_survives_being_written_down() -> None:
 
 def test_slips_need_turns_to_be_taken_back_in() -> None:
     with pytest.raises(ConfigError, match=r"takes 10 turns, more than agent\.step_limit"):
-        parse_recipe({"warmstart": {"max_slips": 2}, "agent": {"step_limit": 9}})
-    assert parse_recipe({"warmstart": {"max_slips": 2}, "agent": {"step_limit": 10}})
+        parse_recipe({"warmstart": {"steps": 1, "max_slips": 2}, "agent": {"step_limit": 9}})
+    for warmstart, turns in (({"steps": 1, "max_slips": 2}, 10), ({"max_slips": 2}, 9)):
+        assert parse_recipe({"warmstart": warmstart, "agent": {"step_limit": turns}})
 
 
 def test_the_best_checkpoints_need_a_score_that_evaluations_give() -> None:
