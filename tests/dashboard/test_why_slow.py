@@ -210,6 +210,23 @@ def test_advice_to_overlap_says_what_it_saves() -> None:
     assert "rollouts.max_off_policy_steps" not in keys
 
 
+def test_more_staleness_is_advised_where_it_is_used_up_and_steps_still_wait() -> None:
+    def keys(lag: float, allowed: int = 1, wait_s: float = 6.0) -> list[str]:
+        metrics = {"rollout/off_policy_steps_mean": lag, "time/step_s": 8.0}
+        step = step_of(make_episode("run-0-0"), wall_s=8.0, wait_s=wait_s, **metrics)
+        recipe = Recipe.model_validate({"rollouts": {"max_off_policy_steps": allowed}})
+        return [a.key for a in why_slow(make_log([step]), recipe).advice]
+
+    wanted = "rollouts.max_off_policy_steps"
+    assert wanted in keys(lag=1.0)
+    assert wanted not in keys(lag=0.5), "groups could be later, but are not"
+    assert wanted not in keys(lag=1.0, wait_s=2.0), "little is waited for"
+    assert wanted in keys(lag=1.9, allowed=2)
+    step = step_of(make_episode("run-0-0"), wall_s=8.0, wait_s=6.0, **{"time/step_s": 8.0})
+    late = Recipe.model_validate({"rollouts": {"max_off_policy_steps": 1}})
+    assert wanted not in [a.key for a in why_slow(make_log([step]), late).advice], "lag unknown"
+
+
 def test_the_text_names_a_command_that_took_long_and_escapes_it() -> None:
     episode = make_episode("run-0-0", ended_s=10.0, timings=Timings(eval_s=10.0, total_s=10.0))
     report = why_slow(make_log([step_of(episode, wall_s=10.0, wait_s=10.0)]), Recipe())

@@ -12,6 +12,7 @@ from palestra.report.words import duration, percent
 
 MIN_SHARE = 0.1
 """A stage with a smaller share of the time is not worth a change."""
+_FULL_LAG = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,7 @@ def advise(
         *_starts(recipe, episodes, shares),
         *_model(recipe, steps, shares),
         *_overlap(recipe, steps),
+        *_staleness(recipe, steps),
         *_commands(recipe, episodes, shares),
         *_grading(recipe, episodes, shares),
         *_learning(recipe, steps, shares),
@@ -167,6 +169,33 @@ def _overlap(recipe: Recipe, steps: Sequence[StepEntry]) -> Iterator[Advice]:
                 f"one after the other: at best {percent(saved)} is saved",
                 share=saved,
             )
+
+
+def _staleness(recipe: Recipe, steps: Sequence[StepEntry]) -> Iterator[Advice]:
+    """Where groups are trained on as late as they may be, and steps wait for them all the same."""
+    allowed = recipe.rollouts.max_off_policy_steps
+    lags = [
+        s.metrics["rollout/off_policy_steps_mean"]
+        for s in steps
+        if "rollout/off_policy_steps_mean" in s.metrics
+    ]
+    total_s = sum(s.metrics.get("time/step_s", 0.0) for s in steps)
+    waited_s = sum(s.metrics.get("rollout/wait_s", 0.0) for s in steps)
+    if not (allowed and lags and total_s):
+        return
+    lag = sum(lags) / len(lags)
+    # So many steps is what a group has; one more spreads its slowest episode over them.
+    saved = waited_s / total_s / (allowed + 2)
+    if lag >= allowed - _FULL_LAG and saved >= MIN_SHARE:
+        yield Advice(
+            key="rollouts.max_off_policy_steps",
+            now=str(allowed),
+            change=f"{allowed + 1} gives slow episodes one more step of time",
+            reason=f"groups were trained on {lag:.1f} versions late, which is all they may, and "
+            f"steps still waited {duration(waited_s)} of {duration(total_s)} for episodes: at "
+            f"best {percent(saved)} is saved",
+            share=saved,
+        )
 
 
 def _commands(
