@@ -15,16 +15,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from palestra.environment.agents.fake_model import ScriptedModelServer
-from palestra.run.demonstrations import script_of
+from palestra.run.demonstrations import demonstration_of
 from palestra.tasks.source import load_tasks
 
 
 class Expert:
     """Answers each request with the next step of the task that its prompt states."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, max_slips: int = 0) -> None:
         self._scripts = {
-            task.problem_statement.strip(): script_of(task) for task in load_tasks(source)
+            task.problem_statement.strip(): demonstration_of(task, max_slips=max_slips).texts
+            for task in load_tasks(source)
         }
 
     def __call__(self, request: Mapping[str, Any]) -> str:
@@ -44,8 +45,10 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("tasks", help="task source")
     parser.add_argument("--port", type=int, default=0, help="0: any free one")
+    parser.add_argument("--max-slips", type=int, default=0, help="wrong edits that it takes back")
     options = parser.parse_args()
-    async with ScriptedModelServer(Expert(options.tasks), port=options.port) as server:
+    expert = Expert(options.tasks, max_slips=options.max_slips)
+    async with ScriptedModelServer(expert, port=options.port) as server:
         print(server.base_url, flush=True)
         await asyncio.Event().wait()
 
