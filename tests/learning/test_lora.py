@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,8 @@ def test_the_adapter_beside_is_one_that_peft_loads(folder: Path, tmp_path: Path)
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "out" / ADAPTER).eval()
     torch.testing.assert_close(logits(theirs), logits(trainer.policy.model), rtol=1e-5, atol=1e-5)
     assert theirs.peft_config["default"].base_model_name_or_path == str(folder)
+    written = json.loads((tmp_path / "out" / ADAPTER / "adapter_config.json").read_text())
+    assert written["target_modules"] == sorted(ALL), "the same in every process"
 
 
 # --- the reference --------------------------------------------------------------

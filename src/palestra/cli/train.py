@@ -90,17 +90,11 @@ def train(
     training = _training()
     if resume is not None:
         run, resolved = open_run(resume, overrides)
-        require_loggers(resolved)
-        _fitting().check_capacity(resolved, say)
-        tasks = training.load_run_tasks(resolved, say)
-        _require_certificates(training, resolved, tasks, run.recipe, overrides)
+        tasks = _ready(training, resolved, run.recipe, overrides)
     else:
         assert recipe is not None
         # Before there is a directory: a run that cannot start leaves nothing behind.
-        require_loggers(resolved)
-        _fitting().check_capacity(resolved, say)
-        tasks = training.load_run_tasks(resolved, say)
-        _require_certificates(training, resolved, tasks, recipe, overrides)
+        tasks = _ready(training, resolved, recipe, overrides)
         run, resolved = create_run(resolved)
     with locked(run):
         try:
@@ -125,13 +119,16 @@ def train(
     typer.echo(run.checkpoints / str(summary.progress.step) / "model")
 
 
-def _require_certificates(
-    training: ModuleType, resolved: Recipe, tasks: RunTasks, origin: Path, overrides: list[str]
-) -> None:
+def _ready(training: ModuleType, resolved: Recipe, origin: Path, overrides: list[str]) -> RunTasks:
+    """Load the tasks of a run that nothing keeps from beginning."""
+    require_loggers(resolved)
+    _fitting().check_capacity(resolved, say)
+    tasks: RunTasks = training.load_run_tasks(resolved, say)
     run_cancellable(
         training.require_certificates(resolved, tasks.train, origin=origin, overrides=overrides),
         stopping="stopping",
     )
+    return tasks
 
 
 def _plan(resolved: Recipe, gpu_gib: float | None) -> None:

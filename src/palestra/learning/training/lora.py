@@ -65,6 +65,8 @@ class Adapters:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(self._config, model, adapter_name=_NAME)
+        # peft makes a set of them, which would be written in another order by each process.
+        self._config.target_modules = sorted(targets)
         self._layers = [
             each for each in model.modules() if isinstance(each, peft.tuners.lora.LoraLayer)
         ]
