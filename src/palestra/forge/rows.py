@@ -17,7 +17,7 @@ from palestra.forge.statement import leaks, write_statement
 from palestra.forge.suite import LOG_PARSER, WORKDIR, suite_script
 from palestra.tasks.katas.draw import Draw
 
-FORGE_VERSION = 2
+FORGE_VERSION = 3
 """Raised whenever equal inputs would give other rows."""
 MAX_LISTED_TESTS = 400
 """Tests of a row, unless the files of its failing ones alone hold more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from palestra.errors import TaskError
 from palestra.forge.suite import Suite, Trial
@@ -15,6 +16,8 @@ _TOO_FEW = 5
 _TAIL_CHARS = 400
 # As configured; without the project's own options, which may name plugins that are not there.
 _OPTIONS: tuple[tuple[str, ...], ...] = ((), ("-o", "addopts="))
+# Tests that draw their own inputs are other tests each time, and hang or fail as these fall.
+_DRAWS = re.compile(r"^\s*(?:from|import)\s+hypothesis\b", re.MULTILINE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -26,7 +29,7 @@ class Stable:
         tests: sorted.
         suite: with the options under which they ran.
         duration_s: of the longest run, sandbox included.
-        num_unsteady: tests that passed in some runs only.
+        num_unsteady: tests that passed in some runs only, or draw their own inputs.
         num_failing: tests that fail without any bug, at most.
     """
 
@@ -47,12 +50,15 @@ class Stable:
         return tuple(sorted({file_of(test) for test in self.tests}))
 
 
-async def find_stable(suites: Sequence[Suite], *, name: str, timeout_s: float) -> Stable:
+async def find_stable(
+    suites: Sequence[Suite], *, name: str, checkout: Path, timeout_s: float
+) -> Stable:
     """Run the project's tests under several hash seeds.
 
     Args:
         suites: of one project, with other options each; the first that works is taken.
         name: of the project, for errors.
+        checkout: folder with the project's repository.
         timeout_s: for each run.
 
     Raises:
@@ -73,7 +79,8 @@ async def find_stable(suites: Sequence[Suite], *, name: str, timeout_s: float) -
     if not all(trial.is_signed for trial in trials):
         raise TaskError(f"{name}: its tests do not come to an end each time")
     usable = [_usable(trial) for trial in trials]
-    steady = frozenset.intersection(*usable)
+    drawn = {test for test in frozenset.union(*usable) if _draws(checkout / file_of(test))}
+    steady = frozenset.intersection(*usable) - drawn
     if len(steady) < _TOO_FEW:
         raise TaskError(f"{name}: only {len(steady)} of its tests pass each time")
     return Stable(
@@ -100,6 +107,13 @@ def _usable(trial: Trial) -> frozenset[str]:
     return frozenset(
         test for test in trial.passed if file_of(test).endswith(".py") and not _CONTROL.search(test)
     )
+
+
+def _draws(file: Path) -> bool:
+    try:
+        return _DRAWS.search(file.read_text(errors="replace")) is not None
+    except OSError:
+        return False
 
 
 def _num_failing(trial: Trial) -> int:

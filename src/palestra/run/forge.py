@@ -185,7 +185,12 @@ class Forge:
             what = "tests" if not project.tests else "modules to seed bugs into"
             raise TaskError(f"{project.name}: has no {what}")
         suites = [Suite(project, self._grader, options=options) for options in option_sets()]
-        stable = await find_stable(suites, name=project.name, timeout_s=self._plan.suite_limit_s)
+        stable = await find_stable(
+            suites,
+            name=project.name,
+            checkout=project.checkout,
+            timeout_s=self._plan.suite_limit_s,
+        )
         unsteady = f", {stable.num_unsteady} unsteady" if stable.num_unsteady else ""
         self._watch.say(
             f"{project.name} {project.version}: {len(stable.tests)} stable tests{unsteady}, "
