@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import orjson
 from bench_gateway import SOURCE
 from gateway_overhead import Client
@@ -28,6 +27,7 @@ from palestra.policy.engines.fleet import Fleet, Place
 from palestra.policy.engines.host import Elsewhere, Host
 from palestra.policy.engines.processes import Launched
 from palestra.policy.engines.protocol import Engine
+from palestra.policy.engines.remote import Answer
 from palestra.policy.engines.sglang import SGLangServer
 from palestra.policy.gateway import Gateway, running_gateway
 from palestra.policy.rendering import Renderer, load_renderer
@@ -135,25 +135,22 @@ class Wire:
     events: MemoryEvents = field(default_factory=MemoryEvents)
     answers: dict[bytes, list[RawAnswer]] = field(default_factory=dict)
 
-    async def hear(self, response: httpx.Response) -> None:
+    def hear(self, said: Answer) -> None:
         """Keep one answer."""
-        body = await response.aread()
-        path, stamp = response.request.url.path, None
-        if path == "/generate" and response.is_success:
-            meta = (answer := orjson.loads(body))["meta_info"]
+        stamp = None
+        if said.path == "/generate" and said.is_success:
+            meta = (answer := orjson.loads(said.content))["meta_info"]
             stamp = meta.get("weight_version")
-            asked = orjson.loads(response.request.content)["input_ids"]
+            asked = orjson.loads(said.sent)["input_ids"]
             raw = RawAnswer(
                 output_ids=tuple(answer["output_ids"]),
                 logprobs=tuple(entry[0] for entry in meta.get("output_token_logprobs") or ()),
                 cached_tokens=meta.get("cached_tokens"),
             )
             self.answers.setdefault(prompt_key(asked), []).append(raw)
-        if path == "/update_weights_from_disk":
-            stamp = orjson.loads(response.request.content)["weight_version"]
-        self.calls.append(
-            Call(path=path, status=response.status_code, time_s=time.time(), stamp=stamp)
-        )
+        if said.path == "/update_weights_from_disk":
+            stamp = orjson.loads(said.sent)["weight_version"]
+        self.calls.append(Call(path=said.path, status=said.status, time_s=time.time(), stamp=stamp))
 
     def said(self, prompt_ids: Sequence[int], segments: Sequence[Segment]) -> bool:
         """Whether the server answered these segments, id for id and logprob for logprob."""

@@ -72,7 +72,7 @@ class SGLangServer:
         """
         body = _body(ids, sampling, max_new_tokens=max_new_tokens)
         response = await self._http.post("/generate", body)
-        if response.status_code == _BAD_REQUEST:
+        if response.status == _BAD_REQUEST:
             said = complaint(response)
             if any(words in said for words in _OVERFLOW_WORDS):
                 raise ContextOverflow(said)

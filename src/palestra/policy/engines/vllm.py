@@ -64,7 +64,7 @@ class VLLMServer:
         """
         body = _body(ids, sampling, max_new_tokens=max_new_tokens)
         response = await self._http.post("/inference/v1/generate", body)
-        if response.status_code == _BAD_REQUEST:
+        if response.status == _BAD_REQUEST:
             said = complaint(response)
             if any(words in said for words in _OVERFLOW_WORDS):
                 raise ContextOverflow(said)
@@ -106,8 +106,8 @@ class VLLMServer:
         response = await self._http.post(path, body, timeout_s=timeout_s)
         if response.is_success:
             return
-        hint = "start it with VLLM_SERVER_DEV_MODE=1" if response.status_code == 404 else None
-        what = f"answered {path} with {response.status_code}: {complaint(response)}"
+        hint = "start it with VLLM_SERVER_DEV_MODE=1" if response.status == 404 else None
+        what = f"answered {path} with {response.status}: {complaint(response)}"
         raise self._http.failure(what, hint=hint)
 
     def _sampled(self, answer: Mapping[str, Any]) -> Sample:
