@@ -9,6 +9,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +30,8 @@ from palestra.policy.rendering.thinking import split_thought, write_thought
 
 IMPORT_PATH = "palestra.policy.rendering.chatml.ChatMLRenderer"
 """How the renderers package finds this renderer (``CustomRendererConfig.import_path``)."""
+
+_KEPT = 256  # texts whose ids are remembered
 
 
 class ChatMLConfig(BaseRendererConfig):  # type: ignore[misc]  # the package ships no types
@@ -64,6 +67,8 @@ class ChatMLRenderer:
         self._tokenizer.require_plain([self._im_start, *self._stop_ids])
         self._newline = self._encode("\n")
         self._opening = [self._im_start, *self._encode("assistant\n")]
+        # Rollouts of a group begin with the same prompts.
+        self._parts = lru_cache(_KEPT)(self._encode_wrapped)
 
     def get_stop_token_ids(self) -> list[int]:
         """``<|im_end|>``, and ``<|endoftext|>`` where the tokenizer has it."""
@@ -205,14 +210,20 @@ class ChatMLRenderer:
         out.add(self._newline, group[-1][0])
 
     def _add_wrapped(self, out: _Stream, index: int, before: str, body: str, after: str) -> None:
+        for content, ids in self._parts(before, body, after):
+            out.add(ids, index, content=content)
+
+    def _encode_wrapped(
+        self, before: str, body: str, after: str
+    ) -> tuple[tuple[bool, list[int]], ...]:
+        """Ids, run by run, each with whether it is of ``body``."""
         # One pass over the whole text keeps the merges of the chat template.
         encoded = self._tokenizer(
             before + body + after, add_special_tokens=False, return_offsets_mapping=True
         )
         start, end = len(before), len(before) + len(body)
         inside = [start <= first < end for first, _ in encoded["offset_mapping"]]
-        for content, ids in _runs(encoded["input_ids"], inside):
-            out.add(ids, index, content=content)
+        return tuple(_runs(encoded["input_ids"], inside))
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False) if text else []
