@@ -22,7 +22,9 @@ async def test_a_child_that_bwrap_leaves_behind_dies_too(tmp_path: Path) -> None
         await launch.start(lambda _: ["sh", "-c", script], timeout_s=30)
     assert caught.value.returned == 3
     await launch.stop()
-    async with asyncio.timeout(10):  # who was killed is gone a moment later
-        while [words for _, words in command_lines() if seconds in words]:
-            await asyncio.sleep(0.05)
+    for _ in range(200):  # who was killed is gone a moment later
+        if not (left := [words for _, words in command_lines() if seconds in words]):
+            break
+        await asyncio.sleep(0.05)
+    assert left == []
     assert list(leases.all()) == []
