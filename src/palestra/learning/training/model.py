@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -23,8 +23,11 @@ from palestra.errors import CheckpointError, ConfigError
 from palestra.learning.training.attention import Segment, Segments, use_packed_attention
 from palestra.learning.training.batching import Microbatch
 from palestra.learning.training.compiling import compile_regions
-from palestra.learning.training.logprobs import TokenLogprobs, token_logprobs
+from palestra.learning.training.forward import score, states, stream_states
+from palestra.learning.training.logprobs import TokenLogprobs
 from palestra.learning.training.lora import ADAPTER, AdapterReference, Adapters
+from palestra.learning.training.ranks import Ranks, as_sharded, whole_tensor
+from palestra.learning.training.sharding import ShardedScorer
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -68,6 +71,7 @@ class Policy:
             then share no prefix, since keys and values of a prefix would have to be kept.
         adapters: of the model, if it has some.
         compiled: whether its norms and MLPs are compiled.
+        ranks: the processes that hold the weights together; ``None``: this one alone.
 
     Attributes:
         shares_prefixes: whether rows may go on from a prefix that was computed once.
@@ -86,8 +90,10 @@ class Policy:
         activation_checkpointing: bool = False,
         adapters: Adapters | None = None,
         compiled: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model.eval()
+        self._ranks = ranks or Ranks()
         self._layout = layout
         self._compiled = compiled
         self._adapters = adapters
@@ -102,6 +108,11 @@ class Policy:
             _checkpoint_layers(model)
         if compiled:
             compile_regions(model)
+        self._sharded: ShardedScorer | None = None
+        if self._ranks.size > 1:
+            # A prefix that rows share would put each layer together twice in a pass.
+            self.shares_prefixes = layout == "packed"
+            self._sharded = ShardedScorer(model, score, self._ranks)
 
     @classmethod
     def load(
@@ -114,6 +125,7 @@ class Policy:
         lora: LoraSection | None = None,
         compiled: bool = False,
         seed: int = 0,
+        ranks: Ranks | None = None,
     ) -> Policy:
         """Load the weights of a Hugging Face folder; with ``lora``, only new adapters train.
 
@@ -135,6 +147,7 @@ class Policy:
             activation_checkpointing=activation_checkpointing,
             adapters=Adapters(model, lora, base=folder, seed=seed) if lora else None,
             compiled=compiled,
+            ranks=ranks,
         )
 
     @property
@@ -150,19 +163,13 @@ class Policy:
             batch: the ids.
             entropy_gradient: whether gradients flow through the entropy too.
         """
-        if batch.segments is None:
-            hidden_SH = _states(self.model, batch.prefix_P, batch.ids_BT)
-        else:
-            hidden_SH = _stream_states(self.model, batch.ids_BT, batch.segments)
-        head = self.model.get_output_embeddings()
-        return token_logprobs(
-            hidden_SH[batch.predictor_N],
-            head,
-            target_ids_N=batch.target_ids_N,
-            temperatures_N=batch.temperatures_N,
-            vocab_size=head.weight.shape[0],
-            entropy_gradient=entropy_gradient,
-        )
+        if self._sharded is None:
+            return score(self.model, batch, entropy_gradient)
+        logprobs_N, entropy_N = self._sharded(batch, entropy_gradient)
+        if not torch.is_grad_enabled():
+            # No backward pass comes that would take the outermost weights apart again.
+            self._sharded.reshard()
+        return TokenLogprobs(logprobs_N=logprobs_N, entropy_N=entropy_N)
 
     def frozen_copy(self) -> Reference:
         """The policy as it is now, without gradients; of adapters, they alone are copied."""
@@ -175,8 +182,17 @@ class Policy:
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights by their names."""
-        return cast("dict[str, torch.Tensor]", self.model.state_dict())
+        """All weights by their names, whole; where several processes hold them, all must ask."""
+        # One tensor for two names of a tied weight, as in the model.
+        whole: dict[int, torch.Tensor] = {}
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        state = {}
+        for name, tensor in self.model.state_dict().items():
+            key = id(named.get(name, tensor))
+            if key not in whole:
+                whole[key] = whole_tensor(tensor)
+            state[name] = whole[key]
+        return state
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -184,17 +200,23 @@ class Policy:
         Raises:
             RuntimeError: it is of another model.
         """
+        ours = self.model.state_dict()
+        if set(ours) == set(state):
+            state = {name: as_sharded(tensor, ours[name]) for name, tensor in state.items()}
         self.model.load_state_dict(state, strict=True)
 
     def write(self, folder: Path, *, tokenizer_from: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer's files into ``folder``.
 
         Adapters are merged into the weights, for any engine, and stand in ``adapter/`` besides.
+        Where several processes hold the weights, all must ask, and the first one writes.
 
         Raises:
             OSError, SafetensorError: the disk does not take them.
         """
-        state = self._adapters.merged() if self._adapters else None
+        state = self._adapters.merged() if self._adapters else self.state_dict()
+        if self._ranks.rank:
+            return
         with _quietly():
             # One file, whatever its size: engines then read exactly model.safetensors.
             self.model.save_pretrained(folder, state_dict=state, max_shard_size="100TB")
@@ -217,47 +239,9 @@ class Policy:
         try:
             # Through from_pretrained, since names in the file need not be those in memory.
             weights = _load(folder, self.model.dtype).state_dict()
-            self.model.load_state_dict(weights, strict=True)
+            self.load_state_dict(weights)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"cannot read weights from {folder}: {_line(error)}") from error
-
-
-def _states(model: Any, prefix_P: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [P + B * T, H]: of the prefix, then of what each row adds to it.
-
-    Gradients flow from every row through the prefix's keys and values.
-    """
-    num_shared, (num_rows, width) = len(prefix_P), ids_BT.shape
-    positions_T = torch.arange(num_shared, num_shared + width, device=ids_BT.device)
-    positions_BT = positions_T.expand(num_rows, width)
-    if not num_shared:
-        states_BTH = model.base_model(
-            input_ids=ids_BT, position_ids=positions_BT, use_cache=False
-        ).last_hidden_state
-        return cast("torch.Tensor", states_BTH.flatten(0, 1))
-    cache = DynamicCache(config=model.config)
-    prefix_1PH = model.base_model(
-        input_ids=prefix_P[None],
-        position_ids=torch.arange(num_shared, device=ids_BT.device)[None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    cache.batch_repeat_interleave(num_rows)
-    states_BTH = model.base_model(
-        input_ids=ids_BT, position_ids=positions_BT, past_key_values=cache, use_cache=True
-    ).last_hidden_state
-    return torch.cat([prefix_1PH[0], states_BTH.flatten(0, 1)])
-
-
-def _stream_states(model: Any, ids_1S: torch.Tensor, segments: Segments) -> torch.Tensor:
-    """Last hidden states [S, H] of a packed stream."""
-    states_1SH = model.base_model(
-        input_ids=ids_1S,
-        position_ids=segments.positions_S[None],
-        segments=segments,
-        use_cache=False,
-    ).last_hidden_state
-    return cast("torch.Tensor", states_1SH[0])
 
 
 def _checkpoint_layers(model: Any) -> None:
@@ -291,10 +275,10 @@ def _check_packed(model: Any) -> None:
     try:
         with torch.no_grad():
             packed_SH, end_SH, start_SH = (
-                _stream_states(model, each_S[None], stream).float()
+                stream_states(model, each_S[None], stream).float()
                 for each_S in (ids_S, other_end_S, other_start_S)
             )
-            alone = [_states(model, ids_S[:0], part[None]) for part in (ids_S[:4], ids_S[4:])]
+            alone = [states(model, ids_S[:0], part[None]) for part in (ids_S[:4], ids_S[4:])]
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{type(model).__name__} does not take packed rows: {_line(error)}",
@@ -318,8 +302,8 @@ def _shares_prefixes(model: Any) -> bool:
     row_T = torch.tensor([0, 1, 0], device=model.device)
     try:
         with torch.no_grad():
-            whole_SH = _states(model, row_T[:0], row_T[None]).float()
-            shared_SH = _states(model, row_T[:1], row_T[None, 1:].expand(2, 2)).float()
+            whole_SH = states(model, row_T[:0], row_T[None]).float()
+            shared_SH = states(model, row_T[:1], row_T[None, 1:].expand(2, 2)).float()
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return False
     again_SH = torch.cat([whole_SH, whole_SH[1:]])

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from palestra.learning.training.ranks import own_part
+
 SAMPLED_PER_TENSOR = 4096
 
 
@@ -37,8 +39,7 @@ class WeightSample:
 def _sample(model: Any) -> torch.Tensor:
     with torch.no_grad():
         parts = [
-            weight.reshape(-1)[:: max(1, weight.numel() // SAMPLED_PER_TENSOR)].float().cpu()
-            for weight in model.parameters()
-            if weight.requires_grad
+            part.reshape(-1)[:: max(1, part.numel() // SAMPLED_PER_TENSOR)].float().cpu()
+            for part in (own_part(w) for w in model.parameters() if w.requires_grad)
         ]
         return torch.cat(parts)

@@ -10,6 +10,7 @@ import torch
 
 from palestra.errors import CheckpointError
 from palestra.learning.training.offload import HostTransfers
+from palestra.learning.training.ranks import as_sharded, whole_tensor
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -80,7 +81,8 @@ class PolicyOptimizer:
 
         A norm that is not finite changes no weight and no moment.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self._masters.values(), max_grad_norm))
+        total = torch.nn.utils.clip_grad_norm_(self._masters.values(), max_grad_norm)
+        norm = float(whole_tensor(total))
         if math.isfinite(norm):
             for group in self._adamw.param_groups:
                 group["lr"] = lr
@@ -102,17 +104,20 @@ class PolicyOptimizer:
                 master.copy_(weight)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masters and moments by parameter name; hyperparameters are the recipe's."""
+        """Masters and moments by parameter name, whole; hyperparameters are the recipe's.
+
+        Where several processes hold parts of them, all must ask.
+        """
         return {
             "shapes": {name: list(master.shape) for name, master in self._masters.items()},
             # Those of float32 weights are equal to them.
             "masters": {
-                name: master.detach()
+                name: whole_tensor(master.detach())
                 for name, master in self._masters.items()
                 if self._weights[name].dtype != torch.float32
             },
             "moments": {
-                name: {key: self._adamw.state[master][key] for key in _MOMENTS}
+                name: {key: whole_tensor(self._adamw.state[master][key]) for key in _MOMENTS}
                 for name, master in self._masters.items()
                 if master in self._adamw.state
             },
@@ -131,14 +136,18 @@ class PolicyOptimizer:
             raise CheckpointError("the optimizer's state belongs to weights of another dtype")
         with torch.no_grad():
             for name, master in self._masters.items():
-                master.copy_(state["masters"].get(name, self._weights[name]))
+                saved = state["masters"].get(name)
+                master.copy_(self._weights[name] if saved is None else as_sharded(saved, master))
         self._adamw.state.clear()
         for name, moments in state["moments"].items():
             if set(moments) != set(_MOMENTS):
                 raise CheckpointError(f"the optimizer's state of {name} is not AdamW's")
             master = self._masters[name]
             self._adamw.state[master] = {
-                key: value.to(master.device, copy=True) for key, value in moments.items()
+                key: (value if key == "step" else as_sharded(value, master)).to(
+                    master.device, copy=True
+                )
+                for key, value in moments.items()
             }
 
     def _copies(self) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:

@@ -27,6 +27,14 @@ class TokenReport:
     staleness_N: torch.Tensor  # in versions
     kl_N: torch.Tensor | None  # None without a reference
 
+    def on(self, device: torch.device) -> TokenReport:
+        """The same on another device."""
+        columns: dict[str, Any] = {}
+        for field in fields(TokenReport):
+            values_N = getattr(self, field.name)
+            columns[field.name] = None if values_N is None else values_N.to(device)
+        return TokenReport(**columns)
+
 
 def join(reports: Sequence[TokenReport]) -> TokenReport:
     """Concatenate the reports of a step, in their order."""

@@ -27,8 +27,10 @@ from palestra.learning.training.losses import LossScale, loss_scale
 from palestra.learning.training.model import Policy, Reference
 from palestra.learning.training.movement import WeightSample
 from palestra.learning.training.optimizer import PolicyOptimizer
+from palestra.learning.training.ranks import Ranks
 from palestra.learning.training.report import TokenReport, join, ratios_by_rollout, token_metrics
 from palestra.learning.training.schedule import lr_at
+from palestra.learning.training.sharding import require_shareable
 from palestra.learning.training.token_loss import BeforeStep, scaled_sum, token_loss
 from palestra.records import Group
 
@@ -63,6 +65,8 @@ class Trainer:
         truncated: whether truncated rollouts are trained on or only count in the baseline.
         max_row_tokens: rollouts with longer conversations only count in it; 0: any length.
         seed: of the order in which groups fall into minibatches, and of new adapters.
+        ranks: the processes that train together, each with a trainer that is given the same; of
+            every method, all must be called in the same order. ``None``: this process alone.
 
     Raises:
         ConfigError: the folder holds no usable model, there is no such device, or the model
@@ -78,7 +82,11 @@ class Trainer:
         truncated: Literal["keep", "mask"],
         seed: int,
         max_row_tokens: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks or Ranks()
+        if self._ranks.size > 1:
+            require_shareable(training)
         self._model_path = model_path
         self._section = training
         self._truncated = truncated
@@ -93,6 +101,7 @@ class Trainer:
             lora=training.lora,
             compiled=training.compile,
             seed=seed,
+            ranks=ranks,
         )
         self._reference = self.policy.frozen_copy() if training.kl_coef > 0 else None
         self._reference_moved = False
@@ -234,7 +243,7 @@ class Trainer:
         normalize = self._section.correction.normalize
         if not others and not normalize:
             return [BeforeStep()] * len(minibatch.batches)
-        olds = [self._score_frozen(self.policy, batch) for batch in minibatch.batches]
+        olds = self._old_logprobs(minibatch)
         if not normalize:
             return [BeforeStep(logprobs_N=old_N) for old_N in olds]
         weights_N = importance_weights(
@@ -249,11 +258,21 @@ class Trainer:
             for old_N, part_N in zip(olds, parts, strict=True)
         ]
 
+    def _old_logprobs(self, minibatch: _Minibatch) -> list[torch.Tensor]:
+        """Of each microbatch, under the weights before the step; of all processes' ones."""
+        found = {}
+        for share in self._ranks.share(minibatch.batches):
+            old_N = self._score_frozen(self.policy, share.item)
+            if not share.is_extra:
+                found[share.index] = old_N.cpu()
+        return [old_N.to(self.policy.device) for old_N in self._ranks.gather(found)]
+
     def _backward(
         self, minibatch: _Minibatch, known: list[BeforeStep]
     ) -> tuple[float, list[TokenReport]]:
-        reports, losses = [], []
-        for batch, before in zip(minibatch.batches, known, strict=True):
+        found: dict[int, tuple[float, TokenReport]] = {}
+        for share in self._ranks.share(list(zip(minibatch.batches, known, strict=True))):
+            batch, before = share.item
             scored = self.policy.score(batch, entropy_gradient=self._section.entropy_coef > 0)
             if self._reference is not None:
                 reference_N = self._score_frozen(self._reference, batch)
@@ -262,11 +281,20 @@ class Trainer:
                 batch, scored, before=before, section=self._section, version=self._step
             )
             loss = scaled_sum(loss_N, batch.row_N, rows=minibatch.rows, scale=minibatch.scale)
-            loss.backward()  # type: ignore[no-untyped-call]
+            # Processes' gradients are averaged; a loss is already of the whole batch.
+            weight = 0 if share.is_extra else self._ranks.size
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
             self._optimizer.accumulate()
-            reports.append(report)
-            losses.append(float(loss.detach()))
-        return math.fsum(losses), reports
+            if not share.is_extra:
+                found[share.index] = (float(loss.detach()), report.on(self._meeting))
+        whole = self._ranks.gather(found)
+        reports = [report.on(self.policy.device) for _, report in whole]
+        return math.fsum(loss for loss, _ in whole), reports
+
+    @property
+    def _meeting(self) -> torch.device:
+        """Where reports of all processes meet: what is sent to others goes by the host."""
+        return self.policy.device if self._ranks.size == 1 else torch.device("cpu")
 
     @staticmethod
     def _score_frozen(policy: Reference, batch: Microbatch) -> torch.Tensor:
@@ -303,6 +331,9 @@ class Trainer:
         Raises:
             CheckpointError: it cannot be written; what was in ``folder`` is still there.
         """
+        if self._ranks.rank:
+            self.write_model(folder)
+            return
         with whole_folder(folder) as temporary:
             self.write_model(temporary)
 
