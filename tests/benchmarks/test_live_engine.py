@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import httpx
 import orjson
 import pytest
 from live_parts import Wire
 from live_sessions import common_prefix, mismatches, prefix_hits
 from live_weights import Scored, of_versions, segments_of, verdict
 
+from palestra.policy.engines.remote import Answer
 from palestra.records import FinishReason, Segment, Trace, Turn
-
-URL = "http://engine/generate"
 
 
 def segment(*ids: int, version: int = 0) -> Segment:
@@ -33,7 +31,7 @@ def turn(
     )
 
 
-async def heard(wire: Wire, prompt: tuple[int, ...], sampled: Segment) -> None:
+def heard(wire: Wire, prompt: tuple[int, ...], sampled: Segment) -> None:
     """An answer of SGLang, as it comes over the wire."""
     pairs = zip(sampled.logprobs, sampled.ids, strict=True)
     meta = {
@@ -42,14 +40,14 @@ async def heard(wire: Wire, prompt: tuple[int, ...], sampled: Segment) -> None:
         "cached_tokens": 1,
     }
     answer = {"output_ids": list(sampled.ids), "meta_info": meta}
-    request = httpx.Request("POST", URL, content=orjson.dumps({"input_ids": prompt}))
-    await wire.hear(httpx.Response(200, content=orjson.dumps(answer), request=request))
+    sent = orjson.dumps({"input_ids": prompt})
+    wire.hear(Answer(path="/generate", sent=sent, status=200, content=orjson.dumps(answer)))
 
 
-async def test_a_turn_is_what_the_server_said_only_id_for_id_and_logprob_for_logprob() -> None:
+def test_a_turn_is_what_the_server_said_only_id_for_id_and_logprob_for_logprob() -> None:
     wire = Wire()
-    await heard(wire, (1, 2), segment(3, 4))
-    await heard(wire, (1, 2, 3, 4), segment(5))
+    heard(wire, (1, 2), segment(3, 4))
+    heard(wire, (1, 2, 3, 4), segment(5))
     assert wire.said((1, 2), (segment(3, 4), segment(5, version=1)))
     assert not wire.said((1, 2), (segment(3, 6),)), "another id"
     assert not wire.said((1, 2, 0), (segment(3, 4),)), "another prompt"
@@ -58,11 +56,11 @@ async def test_a_turn_is_what_the_server_said_only_id_for_id_and_logprob_for_log
     assert not wire.said((1, 2), (leaning,)), "another logprob"
 
 
-async def test_a_turn_that_starts_anew_is_not_bridged() -> None:
+def test_a_turn_that_starts_anew_is_not_bridged() -> None:
     wire = Wire()
-    await heard(wire, (1,), segment(2))
-    await heard(wire, (1, 2, 3), segment(4))
-    await heard(wire, (9,), segment(8))
+    heard(wire, (1,), segment(2))
+    heard(wire, (1, 2, 3), segment(4))
+    heard(wire, (9,), segment(8))
     good = Trace(session_id="good", turns=(turn(0, (1,), segment(2)), turn(1, (3,), segment(4))))
     assert list(mismatches([good], wire)) == []
     anew = Turn(
