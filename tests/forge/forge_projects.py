@@ -203,7 +203,7 @@ def test_needs_the_network():
 
 
 def test_flakes():
-    assert random.random() < 0.5
+    assert random.random() < 0.1  # hardly three times in a row
 
 
 def test_forges_a_result():
