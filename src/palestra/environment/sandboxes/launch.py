@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -109,7 +110,7 @@ class Launch:
         try:
             self._stderr_fd = os.memfd_create("bwrap-stderr")
             self._process = subprocess.Popen(
-                [*_heeding(), *command_for(info[1])],
+                [*heeding(), *command_for(info[1])],
                 stdin=control[0],
                 stdout=status[1],
                 stderr=self._stderr_fd,
@@ -209,12 +210,14 @@ class Launch:
         return StartFailure(f"{message}: {text}" if text else message, exit_code=code, stderr=text)
 
 
-def _heeding() -> list[str]:
+def heeding() -> list[str]:
     """What makes the command heed the signals that a terminal sends.
 
     A server that a script put into the background ignores them, its children inherit
-    that, and a shell cannot take it back.
+    that, and a shell cannot take it back. Nothing where ``env`` is not GNU's.
     """
+    if sys.platform != "linux":
+        return []
     ignored = [s.name for s in _TERMINAL_SIGNALS if signal.getsignal(s) is signal.SIG_IGN]
     return ["env", f"--default-signal={','.join(ignored)}"] if ignored else []
 

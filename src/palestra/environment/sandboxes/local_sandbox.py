@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from palestra.environment.sandboxes.launch import heeding
 from palestra.environment.sandboxes.marked import can_find_marked, kill_group, kill_marked
 from palestra.environment.sandboxes.output import HeadAndTail
 from palestra.environment.sandboxes.pipes import OutputPipe, pipe_holding
@@ -158,6 +159,7 @@ class LocalSandbox:
         take = f"exec {SECRET_FD}<&{secret_fd} {secret_fd}<&-; " if secret else ""
         try:
             process = await asyncio.create_subprocess_exec(
+                *heeding(),
                 "bash",
                 "-c",
                 f"{take}{self._limits}; {end}",

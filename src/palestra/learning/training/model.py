@@ -168,7 +168,7 @@ class Policy:
         logprobs_N, entropy_N = self._sharded(batch, entropy_gradient)
         if not torch.is_grad_enabled():
             # No backward pass comes that would take the outermost weights apart again.
-            self._sharded.reshard()
+            self._sharded.take_apart()
         return TokenLogprobs(logprobs_N=logprobs_N, entropy_N=entropy_N)
 
     def frozen_copy(self) -> Reference:

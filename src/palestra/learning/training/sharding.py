@@ -6,10 +6,10 @@ Zhao et al. 2023, *PyTorch FSDP*, arXiv:2304.11277; here ``torch.distributed.fsd
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from palestra.config_training import TrainingSection
@@ -59,6 +59,11 @@ class ShardedScorer(torch.nn.Module):
         """Log-probabilities and entropies; plain tensors, in which FSDP finds its way back."""
         scored = self._score(self.model, batch, entropy_gradient)
         return scored.logprobs_N, scored.entropy_N
+
+    def take_apart(self) -> None:
+        """Give up what a forward pass without a backward pass has left whole."""
+        # FSDP2 changes the class of what it shares out.
+        cast("FSDPModule", self).reshard()
 
 
 def require_shareable(training: TrainingSection) -> None:
